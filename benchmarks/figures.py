@@ -1,0 +1,117 @@
+"""What every benchmark hands over: its figures, and the machine they were measured on, as one JSON file.
+
+Named for its one job. A benchmark takes `parse_arguments`, measures, and gives its `Figure`s to `publish`; the machine
+is described by its parts alone (never by a host name, a user or a path), so that the file may be shared as it is.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+VERSIONED = ("torch", "ray", "optuna")
+"""Packages whose versions explain a figure."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number, with what it is compared with.
+
+    Args:
+        name: what was measured, e.g. `records_per_second`.
+        value: the number.
+        unit: of `value` and `baseline`, e.g. `s/trial`.
+        baseline: the same quantity for the usual way of doing it; None where nothing is compared.
+        ratio: how many times better than `baseline` the value is (above 1 is better); None without a baseline.
+        target: the limit that `value` (or `ratio`, where the benchmark's docstring says so) is held against.
+    """
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    ratio: float | None = None
+    target: float | None = None
+
+
+def parse_arguments(description: str, *options: tuple[str, dict[str, Any]]) -> argparse.Namespace:
+    """Read a benchmark's command line: `--json FILE`, which all have, and its own options.
+
+    Args:
+        description: what the benchmark measures, for --help.
+        options: each a flag and the keyword arguments of `ArgumentParser.add_argument`.
+
+    Returns:
+        The parsed values; `json` is a Path, or None where the figures are only printed.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and figures to FILE")
+    for flag, settings in options:
+        parser.add_argument(flag, **settings)
+    return parser.parse_args()
+
+
+def publish(figures: Sequence[Figure], json_file: Path | None) -> None:
+    """Print one line a figure, and write `{"machine": ..., "figures": [...]}` where a file is asked for.
+
+    Raises:
+        ValueError: if a figure is not finite; nothing is written then.
+    """
+    document = json.dumps(
+        {"machine": machine(), "figures": [asdict(figure) for figure in figures]}, indent=2, allow_nan=False
+    )
+    for figure in figures:
+        print(line(figure))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(document + "\n", encoding="utf-8")
+
+
+def line(figure: Figure) -> str:
+    """One figure as text, e.g. `in_process: 0.34 s/trial (nested: 24, ratio 71, target 0.5)`."""
+    compared = {"baseline": figure.baseline, "ratio": figure.ratio, "target": figure.target}
+    said = ", ".join(f"{name} {value:.3g}" for name, value in compared.items() if value is not None)
+    return f"{figure.name}: {figure.value:.4g} {figure.unit}" + (f" ({said})" if said else "")
+
+
+def machine() -> dict[str, Any]:
+    """Parts and versions of this machine; a package that is not installed has the version None."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpu_models(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{package: installed_version(package) for package in VERSIONED},
+    }
+
+
+def cpu_model() -> str:
+    """The processor's own name; Linux tells it in /proc alone."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpu_models() -> list[str]:
+    """Names of the GPUs that torch sees, in order."""
+    import torch  # seconds to import: --help does without
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

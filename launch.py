@@ -1,0 +1,524 @@
+"""Type `python launch.py search=stmem_ptbxl`: composes the configuration, checks it and hands it to one command.
+
+Nothing here runs on a worker. Everything that costs a second (torch, Ray, the recordings) is imported and opened only
+after what was typed has been found to be runnable.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from search_spaces.compose import Composed, Line, compose_line, help_text, read_line, recompose
+from search_spaces.schema import ChoiceError, Launch, checked
+from trainables.components import ComponentError
+
+if TYPE_CHECKING:
+    from data.store import Store
+    from search_spaces.distributions import Space
+    from search_spaces.ledger import Ledger
+    from trainables.recordings import Recordings
+    from trainables.settings import Run
+    from trainables.study import StudyFolder
+
+USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; a user's mistake ends in one line on standard error and exit code 2."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        return run(sys.argv[1:] if arguments is None else arguments, console)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ChoiceError, ComponentError, *_user_errors()) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        return USERS_MISTAKE
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """The errors of what has been imported so far whose message is for the user."""
+    names = (("data.record", "DataError"), ("trainables.study", "StudyError"), ("trainables.files", "StorageError"))
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+
+
+def run(arguments: Sequence[str], console: Console) -> int:
+    """Read, compose, check, and call the command."""
+    line = read_line(arguments)
+    if line.wants_help:
+        console.print(help_text(line.config_dir), markup=False)
+        return 0
+    composed = configuration_of(line)
+    launch = checked(composed.tree)
+    if line.wants_configuration:
+        console.print(as_yaml(launch), markup=False)
+        return 0
+    for note in composed.notes:
+        console.print(f"note: {note}", markup=False)
+    commands: dict[str, Callable[[Launch, Console], int]] = {
+        "search": search,
+        "train": train,
+        "evaluate": evaluate,
+        "report": report,
+        "prepare": prepare,
+        "show": show,
+    }
+    return commands[launch.command](launch, console)
+
+
+def configuration_of(line: Line) -> Composed:
+    """What was typed, over the defaults or over what a study or a checkpoint holds."""
+    command = line.get("command", "search")
+    if command == "evaluate" and line.get("checkpoint"):
+        from trainables.checkpoint import read_description
+
+        return recompose(line, read_description(Path(line.get("checkpoint")))["run"])
+    if command == "report" or (command == "train" and line.get("trial") is not None):
+        from trainables.study import StudyFolder
+
+        if not line.get("study_dir"):
+            raise ChoiceError(f"command={command} needs study_dir=DIR, the folder of a study")
+        return recompose(line, StudyFolder(Path(line.get("study_dir"))).read_configuration())
+    if command == "evaluate":
+        raise ChoiceError("command=evaluate needs checkpoint=DIR, e.g. STUDY/checkpoints/best_1")
+    return compose_line(line)
+
+
+def as_yaml(launch: Launch) -> str:
+    """The resolved configuration as it is typed."""
+    import yaml
+
+    return yaml.safe_dump(tree_of(launch), sort_keys=False, allow_unicode=True)
+
+
+def tree_of(launch: Launch) -> dict[str, Any]:
+    """The resolved configuration as plain values."""
+    return launch.model_dump(mode="json", by_alias=True)
+
+
+# -------- what every command needs
+
+
+def checked_space(launch: Launch) -> Space:
+    """The space of the launch, with every end of every range tried."""
+    from search_spaces.distributions import check_space, parse
+
+    space = parse(launch.space)
+    check_space(tree_of(launch), space, launch.options)
+    return space
+
+
+def open_store(launch: Launch, console: Console) -> Store:
+    """The prepared recordings of the launch, prepared now where they are not."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from data.store import prepare as prepare_store
+    from trainables.recordings import preparation_of, reader_of
+
+    columns = (TextColumn("preparing recordings"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        return prepare_store(
+            reader_of(launch.data),
+            preparation_of(launch.data),
+            Path(launch.data.store_dir),
+            name=launch.data.name,
+            max_unreadable_share=launch.data.max_unreadable_share,
+            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+        )
+
+
+def describe_recordings(launch: Launch, recordings: Recordings, console: Console) -> None:
+    """Say who trains, who validates, and which classes cannot be scored."""
+    rows = recordings.split
+    subsampled = [
+        f"{split} limited to {patients} patients"
+        for split, patients in (
+            ("training", launch.data.max_train_patients),
+            ("validation", launch.data.max_valid_patients),
+        )
+        if patients is not None
+    ]
+    console.print(
+        f"recordings: {len(rows.train)} train, {len(rows.valid)} validate, {len(rows.test)} test"
+        + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else ""),
+        markup=False,
+    )
+    classes = recordings.labels.classes
+    if unscored := sorted(set(range(len(classes))) - set(recordings.valid_classes.tolist())):
+        names = ", ".join(classes[k] for k in unscored)
+        console.print(f"note: not in the validation records, so left out of its means: {names}", markup=False)
+
+
+def typed_again() -> str:
+    """The line that goes on with a study: the one that was typed."""
+    return f"python launch.py {shlex.join(sys.argv[1:])}"
+
+
+# -------- search
+
+
+def search(launch: Launch, console: Console) -> int:
+    """Search, evaluate the best trial once on the test fold, and write the report."""
+    from search_spaces.lint import lint
+    from trainables.study import StudyFolder
+
+    space = checked_space(launch)
+    lint(launch, space)
+    study = StudyFolder(Path(launch.study_dir))
+    check_resume(launch, study)
+    if launch.task.encoder is not None:
+        from trainables.checkpoint import check_encoder
+
+        check_encoder(Path(launch.task.encoder), launch.data)
+    with ExitStack() as stack:
+        stack.enter_context(study.locked())
+        store = open_store(launch, console)
+        ledger, recordings = open_books(launch, space, study, store)
+        describe_recordings(launch, recordings, console)
+        if ledger.num_ended < ledger.num_trials and not ledger.used_up:
+            try:
+                run_search(launch, ledger, store, console)
+            except KeyboardInterrupt:
+                study.record("study_interrupted")
+                console.print(f"stopped; what ran is saved up to its last epoch. To go on:\n  {typed_again()}")
+                return INTERRUPTED
+        elif ledger.used_up:
+            console.print(f"{ledger.used_up}: type a larger value to go on", markup=False)
+        else:
+            console.print(
+                f"{study.path}: finished with {ledger.num_ended} trials; type search.num_trials=N with a larger N to "
+                "go further",
+                markup=False,
+            )
+        return finish(launch, ledger, study, store, console)
+
+
+def check_resume(launch: Launch, study: StudyFolder) -> None:
+    """Hold `resume` and the study's identity against what is in its folder."""
+    from trainables.study import StudyError
+
+    exists = study.configuration.exists()
+    if exists and launch.resume == "never":
+        raise StudyError(f"{study.path} holds a study and resume=never: type another study_dir=DIR, or resume=auto")
+    if not exists and launch.resume == "must":
+        raise StudyError(f"{study.path} holds no study and resume=must: check study_dir, or type resume=auto")
+    if not exists:
+        return
+    from search_spaces.schema import dotted
+
+    before = dotted(checked(study.read_configuration()).identity())
+    now = dotted(launch.identity())
+    differing = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict)
+    ]
+    if differing:
+        shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:8])
+        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+        raise StudyError(
+            f"{study.path} holds another study: {shown}{more}; type study_dir=DIR for a new one, or the values it has"
+        )
+
+
+def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -> tuple[Ledger, Recordings]:
+    """The study's books and its recordings; both refuse what cannot be searched."""
+    from search_spaces.distributions import apply
+    from search_spaces.ledger import Ledger, TrialRecord
+    from search_spaces.schedulers import make_policy
+    from trainables.checkpoint import contract_of
+    from trainables.provenance import git_revision, hardware, versions
+    from trainables.recordings import open_recordings
+    from trainables.settings import Run
+    from trainables.study import StudyError
+
+    tree = tree_of(launch)
+    recordings = open_recordings(launch.run, store.path)
+    for event in study.read_events():
+        if event["event"] == "study_started" and event["store"] != store.hash:
+            raise StudyError(
+                f"{study.path} was begun on other recordings (store {event['store'][:12]}, now {store.hash[:12]}): "
+                "type study_dir=DIR for a new study, or the data.root it had"
+            )
+
+    def make_run(params: Any) -> Run:
+        changed = apply(tree, params, launch.options)
+        return Run.model_validate({key: changed[key] for key in Run.model_fields})
+
+    def describe(trial: TrialRecord, run: Run) -> dict[str, Any]:
+        return {
+            "trial": trial.number,
+            "epoch": trial.best_epoch,
+            "value": trial.value,
+            "metric": launch.search.metric,
+            "params": trial.params,
+            "exploits": trial.exploits,
+            "contract": contract_of(run, open_recordings(run, store.path)),
+            "run": run.model_dump(mode="json", by_alias=True),
+            "store": store.hash,
+            "git_revision": git_revision(),
+        }
+
+    study.write_configuration(tree)
+    begun = any(event["event"] == "study_started" for event in study.read_events())
+    study.record(
+        "study_resumed" if begun else "study_started",
+        store=store.hash,
+        git_revision=git_revision(),
+        versions=versions(),
+        hardware=hardware(),
+    )
+    ledger = Ledger(
+        study,
+        launch,
+        space,
+        make_run=make_run,
+        default_params=space.defaults(tree),
+        policy=make_policy(launch.scheduler, launch.task),
+        describe=describe,
+    )
+    return ledger, recordings
+
+
+def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -> None:
+    """Run trials on Ray, with a live table in a terminal and Ray's own noise in a file."""
+    from search_spaces.display import Display
+    from search_spaces.quiet import quiet
+    from search_spaces.tuning import ray_instance, run_trials
+
+    console.print(f"study: {ledger.folder.path}", markup=False)
+    with quiet(console, ledger.folder.log) as terminal, ray_instance(launch.cluster):
+        with Display(terminal, ledger, launch.task.num_epochs) as display:
+            run_trials(
+                ledger,
+                launch.cluster,
+                store=store.path,
+                metric=launch.search.metric,
+                maximize=launch.search.direction == "maximize",
+                on_change=display,
+            )
+
+
+def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:
+    """Evaluate and report what there is, and say where the report is."""
+    from reports.evaluate import evaluate_study
+    from reports.report import build
+    from trainables.workers import Workers
+
+    if ledger.best is None:
+        console.print(
+            f"no trial was completed, so there is nothing to report yet. To go on:\n  {typed_again()}",
+            markup=False,
+        )
+        return 1
+    opened = evaluate_study(study, store.path, Workers.of_this_process(num_gpus=1))
+    if ledger.num_ended >= ledger.num_trials:
+        study.record("study_finished", trials=ledger.num_ended)
+    page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    console.print(f"best: trial {ledger.best.number}, {launch.search.metric} {ledger.best.value:.4f}", markup=False)
+    console.print(f"test fold opened {opened} times now", markup=False)
+    console.print(f"report: {page}", markup=False)
+    return 0
+
+
+# -------- the other commands
+
+
+def train(launch: Launch, console: Console) -> int:
+    """One run without a search, or one trial of a study again; the same line goes on where it stopped."""
+    from trainables.study import StudyFolder
+
+    study = StudyFolder(Path(launch.study_dir))
+    if launch.trial is None:
+        if launch.space:
+            console.print("note: command=train runs the configuration's own values; nothing is searched", markup=False)
+        return train_once(launch, launch.run, study.path / "train", 0, console)[0]
+    run, recorded = recorded_trial(launch, study, launch.trial)
+    code, history = train_once(launch, run, study.path / "again" / f"trial_{launch.trial:04d}", launch.trial, console)
+    differing = [epoch for epoch, metrics in recorded.items() if epoch in history and history[epoch] != metrics]
+    if code == 0:
+        console.print(
+            f"trial {launch.trial} again: "
+            + (f"epochs {differing} differ from the study's" if differing else "the study's figures, bit for bit")
+        )
+    return code
+
+
+def recorded_trial(launch: Launch, study: StudyFolder, number: int) -> tuple[Run, dict[int, dict[str, float]]]:
+    """A trial's run, and the metrics of each of its epochs, from its study's events."""
+    from search_spaces.distributions import apply
+    from trainables.settings import Run
+    from trainables.study import StudyError
+
+    events = [event for event in study.read_events() if event.get("trial") == number]
+    started = [event for event in events if event["event"] == "trial_started"]
+    if not started:
+        raise StudyError(f"{study.path} has no trial {number}: its trials.parquet lists those it has")
+    if any(event["event"] == "exploit" for event in events):
+        raise StudyError(
+            f"trial {number} went on from other trials' weights (scheduler=pbt): it cannot be trained again alone; "
+            "its checkpoint.json lists the exploits"
+        )
+    changed = apply(tree_of(launch), started[0]["params"], launch.options)
+    run = Run.model_validate({key: changed[key] for key in Run.model_fields})
+    return run, {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
+
+
+def train_once(
+    launch: Launch, run: Run, folder: Path, number: int, console: Console
+) -> tuple[int, dict[int, dict[str, float]]]:
+    """Train one run in this process; its best weights end in `folder`/checkpoint."""
+    import torch
+
+    from trainables.checkpoint import keep_run
+    from trainables.recordings import open_recordings
+    from trainables.state import read_place
+    from trainables.study import StudyFolder
+    from trainables.trial import Assignment, epochs
+    from trainables.workers import Workers
+
+    with StudyFolder(folder).locked():
+        store = open_store(launch, console)
+        recordings = open_recordings(run, store.path)
+        describe_recordings(launch, recordings, console)
+        num_gpus = 1.0 if torch.cuda.is_available() else 0.0
+        assignment = Assignment(
+            number=number,
+            run=run,
+            folder=folder,
+            store=store.path,
+            metric=launch.search.metric,
+            maximize=launch.search.direction == "maximize",
+            num_gpus=num_gpus,
+            cpus_per_worker=launch.cluster.cpus_per_worker,
+        )
+        try:
+            for result in epochs(assignment, Workers.of_this_process(num_gpus=num_gpus)):
+                if result["reason"] is not None:
+                    console.print(f"ended: {result['reason']}", markup=False)
+                    return 1, {}
+                figures = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+                console.print(f"epoch {result['epoch']}/{run.task.num_epochs}  {result['stage']}  {figures}")
+        except KeyboardInterrupt:
+            console.print(f"stopped; saved up to the last epoch. To go on:\n  {typed_again()}", markup=False)
+            return INTERRUPTED, {}
+        place = read_place(folder)
+        assert place is not None
+        kept = keep_run(folder, run, recordings, place["best"], launch.search.metric)
+        console.print(f"best: epoch {place['best']['epoch']}, {launch.search.metric} {place['best']['value']:.4f}")
+        console.print(f"checkpoint: {kept}", markup=False)
+        return 0, {entry["epoch"]: entry["metrics"] for entry in place["history"]}
+
+
+def evaluate(launch: Launch, console: Console) -> int:
+    """Evaluate one checkpoint on the validation fold, the test fold or a fold by its number."""
+    from reports.evaluate import evaluate_checkpoint, write_predictions
+    from reports.folder import read_predictions
+    from reports.metrics import figures_of_split
+    from trainables.checkpoint import load
+    from trainables.files import write_atomically
+    from trainables.recordings import open_recordings, rows_of_fold
+    from trainables.workers import Workers
+
+    assert launch.checkpoint is not None
+    folder = Path(launch.checkpoint)
+    checkpoint = load(folder)
+    store = open_store(launch, console)
+    recordings = open_recordings(launch.run, store.path)
+    split, rows = rows_of_fold(recordings, launch.data, launch.evaluate.fold)
+    predictions = evaluate_checkpoint(checkpoint, folder, recordings, rows, split, Workers.of_this_process(num_gpus=1))
+    name = f"{launch.data.name}_{launch.evaluate.fold}"
+    saved = folder / "evaluations" / f"{name}.parquet"
+    write_predictions(saved, predictions)
+    found = figures_of_split(
+        read_predictions(saved, launch.data.test_folds),
+        split,
+        num_resamples=launch.evaluate.num_resamples,
+        seed=launch.seed,
+    )
+    path = folder / "evaluations" / f"{name}.json"
+    write_atomically(path, json.dumps(found, indent=2).encode() + b"\n")
+    for metric in ("auroc_macro", "auprc_macro"):
+        interval = found[metric]
+        bounds = "" if interval["low"] is None else f" [{interval['low']:.4f}, {interval['high']:.4f}]"
+        console.print(f"{name} {metric} {interval['value']:.4f}{bounds}", markup=False)
+    console.print(f"figures: {path}", markup=False)
+    return 0
+
+
+def show(launch: Launch, console: Console) -> int:
+    """Print what would run: the configuration, the space, trial 0, and what it may cost."""
+    from search_spaces.display import duration
+    from search_spaces.estimate import estimate
+    from search_spaces.lint import lint
+
+    space = checked_space(launch)
+    lint(launch, space)
+    console.print(as_yaml(launch), markup=False)
+    console.print("space:" if space.leaves else "space: nothing is searched")
+    for leaf in space.leaves:
+        condition = f", when {dict(leaf.when)}" if leaf.when else ""
+        console.print(f"  {leaf.key}: {leaf.text}{condition}", markup=False)
+    console.print("trial 0, the default configuration, never stopped early:")
+    for key, value in space.values(space.defaults(tree_of(launch))).items():
+        console.print(f"  {key}: {value}", markup=False)
+    cost = estimate(launch)
+    if cost is None:
+        console.print("estimate: none before the recordings can be read (data.root)", markup=False)
+        return 0
+    console.print(
+        f"estimate, if no trial were stopped early: {cost.num_records} training records, "
+        f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {launch.search.num_trials} "
+        f"trials {cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
+        markup=False,
+    )
+    return 0
+
+
+def prepare(launch: Launch, console: Console) -> int:
+    """Make the store of the launch's recordings; fetch them first with data.download=true."""
+    if launch.data.download:
+        fetch(launch, console)
+    store = open_store(launch, console)
+    console.print(f"store: {store.path} ({len(store.index)} recordings)", markup=False)
+    return 0
+
+
+def fetch(launch: Launch, console: Console) -> None:
+    """Download PTB-XL to data.root; what is there and whole is not fetched again."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from data.download import PTBXL_URL, download
+
+    if launch.data.name != "ptb_xl" or launch.data.root is None:
+        raise ChoiceError("data.download=true fetches PTB-XL: it needs data=ptb_xl and data.root=DIR to put it in")
+    columns = (TextColumn("downloading PTB-XL"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        download(
+            PTBXL_URL,
+            Path(launch.data.root),
+            rates=[launch.data.source_rate_hz],
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def report(launch: Launch, console: Console) -> int:
+    """Build a study's report again from its saved predictions: no cluster, no model, no opening of the test fold."""
+    from reports.report import build
+
+    page = build(Path(launch.study_dir), num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    console.print(f"report: {page}", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""How far a metric could have come out otherwise: bootstrap intervals over patients, alone and paired.
+
+n records, K classes, R resamples. Patients are drawn with replacement and bring all their records, because two records
+of one patient are not two independent findings.
+
+A resample in which a class has no positive (or no negative) has no AUROC of that class. It is redrawn, as Strodthoff
+et al. 2021 (arXiv:2004.13701) do. Putting 0.5 in its place, as some published code does, drags whole intervals down,
+at times below the value that they are meant to surround.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.discrimination import Floats, Ranking
+
+METRICS = ("auroc", "auprc")
+CONFIDENCE = 0.95
+MIN_VALID_SHARE = 0.05
+"""Redrawing ends when fewer resamples than this share hold every class: an interval over them would be conditional on
+what almost never happens."""
+_CHUNK_NUMBERS = 1 << 18
+"""Weights held at once, n times the resamples of a chunk: 2 MiB stay in a core's cache, whatever K is."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric on all records, with the percentile interval around it; low and high are None where it has none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    reason: str | None = None
+    """Why there is no interval."""
+
+    @property
+    def excludes_value(self) -> bool:
+        """Whether the value lies outside its own interval: possible with few positives, and then worth telling."""
+        if self.low is None or self.high is None:
+            return False
+        return not self.low - 1e-12 <= self.value <= self.high + 1e-12
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """The metrics of one model in every resample.
+
+    Which resamples are drawn follows from seed, patients and targets, never from scores: column r of `macro` is the
+    same resample for every model on the same records, which is what makes differences paired.
+    """
+
+    per_class: Floats
+    """(2, K, R) METRICS of each class in the first R resamples that hold a positive and a negative of that class."""
+    macro: Floats
+    """(2, R) their mean over classes in the first R resamples that hold both for every class."""
+    num_valid: NDArray[np.int64]
+    """(K,) how many of the R columns of `per_class` are filled."""
+    num_macro: int
+    """How many of the R columns of `macro` are filled."""
+    num_redrawn: int
+    """Resamples passed over, for want of a positive or a negative of some class, up to the last one in `macro`."""
+
+    def of_class(self, metric: str, index: int, value: float) -> Interval:
+        """The interval of one class's metric around its value on all records."""
+        filled = int(self.num_valid[index])
+        return self._interval(value, self.per_class[METRICS.index(metric), index], filled)
+
+    def of_macro(self, metric: str, value: float) -> Interval:
+        """The interval of a mean over classes."""
+        return self._interval(value, self.macro[METRICS.index(metric)], self.num_macro)
+
+    def of_difference(self, other: Bootstrap, metric: str, value: float) -> Interval:
+        """The interval of this model's mean over classes less another's, resample by resample."""
+        row = METRICS.index(metric)
+        assert self.num_macro == other.num_macro
+        assert self.macro.shape == other.macro.shape
+        return self._interval(value, self.macro[row] - other.macro[row], self.num_macro)
+
+    def _interval(self, value: float, samples: Floats, filled: int) -> Interval:
+        if filled < samples.size:
+            reason = (
+                f"fewer than {MIN_VALID_SHARE:.0%} of the resamples hold a positive and a negative record"
+                " of every class that is needed"
+            )
+            return Interval(value, None, None, reason)
+        low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return Interval(value, float(low), float(high))
+
+
+def bootstrap(
+    targets: NDArray[Any], scores: NDArray[Any], patients: NDArray[Any], *, num_resamples: int, seed: int
+) -> Bootstrap:
+    """Score a model in many resamples of the patients.
+
+    Args:
+        targets: (n, K) 0 or 1; every class has a positive and a negative record.
+        scores: (n, K) finite, higher means more likely positive.
+        patients: (n,) who each record is of.
+        num_resamples: R.
+        seed: of the draws of patients.
+
+    Returns:
+        The metrics by class and as means, with how many resamples had to be redrawn.
+
+    Raises:
+        ValueError: if `num_resamples` is not positive.
+    """
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+    rankings = [Ranking.of(targets[:, index], scores[:, index]) for index in range(targets.shape[1])]
+    per_class, num_valid, all_held = _each_class(rankings, patients, num_resamples=num_resamples, seed=seed)
+    if all_held:  # no redraw anywhere: the classes' resamples are the macro's
+        return Bootstrap(per_class, per_class.mean(axis=1), num_valid, num_resamples, 0)
+    chosen = _whole_resamples(targets, patients, num_resamples=num_resamples, seed=seed)
+    macro = _mean_of_classes(rankings, patients, chosen, num_resamples=num_resamples, seed=seed)
+    num_redrawn = int(chosen[-1]) + 1 - chosen.size if chosen.size else 0
+    return Bootstrap(per_class, macro, num_valid, chosen.size, num_redrawn)
+
+
+def _each_class(
+    rankings: list[Ranking], patients: NDArray[Any], *, num_resamples: int, seed: int
+) -> tuple[Floats, NDArray[np.int64], bool]:
+    """(2, K, R) METRICS in each class's own valid resamples, (K,) how many, and whether none was passed over."""
+    values = np.full((len(METRICS), len(rankings), num_resamples), np.nan)
+    num_valid = np.zeros(len(rankings), dtype=np.int64)
+    num_drawn = 0
+    for weights in _resamples(patients, num_resamples=num_resamples, seed=seed):
+        for index in np.flatnonzero(num_valid < num_resamples):
+            drawn = rankings[index].auroc_and_auprc(weights)
+            drawn = drawn[:, np.isfinite(drawn[0])][:, : num_resamples - num_valid[index]]
+            values[:, index, num_valid[index] : num_valid[index] + drawn.shape[1]] = drawn
+            num_valid[index] += drawn.shape[1]
+        num_drawn += weights.shape[1]
+        if (num_valid == num_resamples).all():
+            break
+    return values, num_valid, num_drawn == num_resamples
+
+
+def _whole_resamples(
+    targets: NDArray[Any], patients: NDArray[Any], *, num_resamples: int, seed: int
+) -> NDArray[np.int64]:
+    """Which draws hold a positive and a negative of every class, ascending; the first R of them, or fewer."""
+    chosen = np.zeros(0, dtype=np.int64)
+    num_drawn = 0
+    needed = [rows for column in targets.T for rows in (np.flatnonzero(column > 0.5), np.flatnonzero(column < 0.5))]
+    needed.sort(key=len)  # what is rare rules out most draws, and is looked up fastest
+    for weights in _resamples(patients, num_resamples=num_resamples, seed=seed):
+        columns = np.arange(weights.shape[1])
+        for rows in needed:
+            columns = columns[_drawn(weights, rows, columns)]
+        chosen = np.concatenate([chosen, num_drawn + columns])
+        num_drawn += weights.shape[1]
+        if chosen.size >= num_resamples:
+            break
+    return chosen[:num_resamples]
+
+
+def _drawn(weights: Floats, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether any of the rows has weight, for each of the columns."""
+    found = np.asarray(weights[np.ix_(rows[:64], columns)].any(axis=0))  # settles it for all but the rarest class
+    unsettled = np.flatnonzero(~found)
+    found[unsettled] = weights[np.ix_(rows[64:], columns[unsettled])].any(axis=0)
+    return found
+
+
+def _mean_of_classes(
+    rankings: list[Ranking], patients: NDArray[Any], chosen: NDArray[np.int64], *, num_resamples: int, seed: int
+) -> Floats:
+    """(2, R) METRICS, means over classes, in the chosen draws; NaN beyond their number."""
+    values = np.full((len(METRICS), num_resamples), np.nan)
+    done = 0
+    for weights in _packed(_resamples(patients, num_resamples=num_resamples, seed=seed), chosen):
+        total = np.sum([ranking.auroc_and_auprc(weights) for ranking in rankings], axis=0)
+        values[:, done : done + weights.shape[1]] = total / len(rankings)
+        done += weights.shape[1]
+    return values
+
+
+def _packed(resamples: Iterator[Floats], chosen: NDArray[np.int64]) -> Iterator[Floats]:
+    """The chosen draws in full chunks: where few are chosen, a chunk of three costs nearly as much as one of 100."""
+    waiting: list[Floats] = []
+    num_drawn = num_taken = num_waiting = 0
+    while num_taken < chosen.size:
+        weights = next(resamples)
+        columns = chosen[(chosen >= num_drawn) & (chosen < num_drawn + weights.shape[1])] - num_drawn
+        waiting.append(weights[:, columns])
+        num_drawn += weights.shape[1]
+        num_taken += columns.size
+        num_waiting += columns.size
+        if num_waiting >= weights.shape[1] or num_taken == chosen.size:
+            yield np.concatenate(waiting, axis=1)
+            waiting, num_waiting = [], 0
+
+
+def _resamples(patients: NDArray[Any], *, num_resamples: int, seed: int) -> Iterator[Floats]:
+    """Draw the patients with replacement, as many as there are; yield (n, r) weights, the same ones for a seed.
+
+    No chunk crosses column `num_resamples`, and no more are drawn than MIN_VALID_SHARE allows.
+    """
+    _, patient_of_record = np.unique(patients, return_inverse=True)
+    num_patients = int(patient_of_record.max()) + 1
+    generator = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_NUMBERS // len(patients))
+    bounds = [*range(0, num_resamples, chunk), *range(num_resamples, math.ceil(num_resamples / MIN_VALID_SHARE), chunk)]
+    for start, end in itertools.pairwise([*bounds, math.ceil(num_resamples / MIN_VALID_SHARE)]):
+        num = end - start
+        drawn = generator.integers(num_patients, size=(num, num_patients))
+        cells = drawn * num + np.arange(num)[:, None]
+        times_drawn = np.bincount(cells.ravel(), minlength=num_patients * num).reshape(num_patients, num)
+        yield times_drawn.astype(np.float64)[patient_of_record]

@@ -1,0 +1,121 @@
+"""What a user sees while a search runs: one live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces.ledger import Ledger, TrialRecord
+
+MAX_ROWS = 20  # of the live table: the running trials and the latest others
+
+
+class Display(AbstractContextManager["Display"]):
+    """Shows a ledger; call it after every change.
+
+    Args:
+        console: where; a live table if it is a terminal.
+        ledger: what.
+        num_epochs: of a whole trial.
+    """
+
+    def __init__(self, console: Console, ledger: Ledger, num_epochs: int) -> None:
+        self._console = console
+        self._ledger = ledger
+        self._num_epochs = num_epochs
+        self._ended_before = ledger.num_ended
+        self._started = time.monotonic()
+        self._live: Live | None = None
+        self._seen: dict[int, tuple[str, int]] = {n: (t.state, t.epoch) for n, t in ledger.trials.items()}
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(self._table(), console=self._console, refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.stop()
+
+    def __call__(self) -> None:
+        """Show what has changed."""
+        if self._live is not None:
+            self._live.update(self._table())
+            return
+        for number, trial in self._ledger.trials.items():
+            now = (trial.state, trial.epoch)
+            if self._seen.get(number) != now:
+                self._seen[number] = now
+                self._console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, trial: TrialRecord) -> str:
+        metric = self._ledger.search.metric
+        shown = trial.metrics.get(metric)
+        value = "" if shown is None else f"  {metric} {shown:.4f}"
+        end = "" if trial.state == "RUNNING" else f"  {trial.state}" + (f" ({trial.reason})" if trial.reason else "")
+        return f"trial {trial.number}  epoch {trial.epoch}/{self._num_epochs}{value}{end}  |  {self.summary()}"
+
+    def summary(self) -> str:
+        """Trials ended, the best so far, the time left, device-hours: one line."""
+        ledger = self._ledger
+        best = ledger.best
+        parts = [f"{ledger.num_ended}/{ledger.num_trials} trials"]
+        if best is not None:
+            parts.append(f"best {best.value:.4f} (trial {best.number})")
+        ended = ledger.num_ended - self._ended_before
+        if ended > 0 and ledger.num_ended < ledger.num_trials:
+            seconds = (time.monotonic() - self._started) / ended * (ledger.num_trials - ledger.num_ended)
+            parts.append(f"about {duration(seconds)} left")
+        parts.append(f"{ledger.device_seconds / 3600:.2f} device-hours")
+        return ", ".join(parts)
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("trial", "state", "epoch", "stage", self._ledger.search.metric, "best", "seconds", "chosen"):
+            table.add_column(heading, no_wrap=heading != "chosen")
+        for trial in self._rows():
+            shown = trial.metrics.get(self._ledger.search.metric)
+            table.add_row(
+                str(trial.number),
+                trial.state if trial.reason is None else f"{trial.state} ({trial.reason[:24]})",
+                f"{trial.epoch}/{self._num_epochs}",
+                trial.stage or "",
+                "" if shown is None else f"{shown:.4f}",
+                "" if trial.value is None else f"{trial.value:.4f}",
+                f"{trial.seconds:.0f}",
+                chosen(trial.params),
+                style="dim" if trial.state in ("PRUNED", "FAIL") else None,
+            )
+        return Group(table, Text(self.summary()))
+
+    def _rows(self) -> list[TrialRecord]:
+        trials = self._ledger.trials.values()
+        latest = sorted(trials, key=lambda trial: (trial.state == "RUNNING", trial.number))[-MAX_ROWS:]
+        return sorted(latest, key=lambda trial: trial.number)
+
+
+def chosen(params: Mapping[str, object]) -> str:
+    """Choices in short: the last part of each name with its value."""
+    return "  ".join(
+        f"{name.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
+        for name, value in params.items()
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

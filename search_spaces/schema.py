@@ -1,0 +1,324 @@
+"""The whole configuration of one command: the only reader of what Hydra composes, and its messages.
+
+`trainables.settings` holds the part that a worker needs (Run); here is what surrounds it. Every field is read by
+something; an unknown key is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from search_spaces.former_names import former_name
+from trainables.components import meant, said_plainly
+from trainables.settings import Cluster, Component, Data, Run, Settings, Task
+
+
+class ChoiceError(ValueError):
+    """What was typed or written cannot be run; the message is one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class Search(Settings):
+    """What is optimised, and for how long."""
+
+    name: str
+    metric: str
+    direction: Literal["maximize", "minimize"]
+    num_trials: int = Field(ge=1)
+    """Trials that end for a reason of their own; an interrupted one goes on and counts once."""
+    keep_best: int = Field(ge=1)
+    max_hours: float | None = Field(gt=0)
+    max_device_hours: float | None = Field(gt=0)
+
+
+class TpeSampler(Settings):
+    """Optuna's tree-structured Parzen estimator."""
+
+    name: Literal["tpe"]
+    num_startup_trials: int = Field(ge=0)
+
+
+class GpSampler(Settings):
+    """Gaussian process."""
+
+    name: Literal["gp"]
+    num_startup_trials: int = Field(ge=1)
+
+
+class CmaEsSampler(Settings):
+    """CMA-ES; needs a space of numbers without conditions."""
+
+    name: Literal["cmaes"]
+    num_startup_trials: int = Field(ge=0)
+
+
+class Nsga2Sampler(Settings):
+    """NSGA-II, here a genetic algorithm with one objective."""
+
+    name: Literal["nsga2"]
+    population_size: int = Field(ge=2)
+
+
+class PlainSampler(Settings):
+    """Uniformly at random, or every combination of the choices once."""
+
+    name: Literal["random", "grid"]
+
+
+Sampler = Annotated[
+    TpeSampler | GpSampler | CmaEsSampler | Nsga2Sampler | PlainSampler,
+    Field(discriminator="name"),
+]
+
+
+class FifoScheduler(Settings):
+    """Every trial runs to its end."""
+
+    name: Literal["fifo"]
+
+
+class AshaScheduler(Settings):
+    """Asynchronous successive halving."""
+
+    name: Literal["asha"]
+    grace_epochs: int = Field(ge=1)
+    reduction_factor: int = Field(ge=2)
+
+
+class MedianScheduler(Settings):
+    """Stop what lies below the median of the others."""
+
+    name: Literal["median"]
+    grace_epochs: int = Field(ge=1)
+    min_trials: int = Field(ge=1)
+
+
+class PbtScheduler(Settings):
+    """Population-based training: the worst trials go on from the best ones' weights with other choices."""
+
+    name: Literal["pbt"]
+    interval_epochs: int = Field(ge=1)
+    quantile: float = Field(gt=0, le=0.5)
+    resample_probability: float = Field(ge=0, le=1)
+    factors: tuple[float, float]
+    """What a number may be multiplied with when an exploiting trial changes it."""
+
+    @field_validator("factors")
+    @classmethod
+    def _down_and_up(cls, factors: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < factors[0] < 1 < factors[1]:
+            raise ValueError(f"factors must be one between 0 and 1 and one above 1, got {list(factors)}")
+        return factors
+
+
+Scheduler = Annotated[
+    FifoScheduler | AshaScheduler | MedianScheduler | PbtScheduler,
+    Field(discriminator="name"),
+]
+
+
+class NoTracking(Settings):
+    """The study's own folder is all."""
+
+    name: Literal["none"]
+
+
+class WandbTracking(Settings):
+    """Weights & Biases, one run a trial."""
+
+    name: Literal["wandb"]
+    project: str
+    entity: str | None
+    mode: Literal["online", "offline"]
+
+
+Tracking = Annotated[NoTracking | WandbTracking, Field(discriminator="name")]
+
+
+class Scale(Settings):
+    """Which scale the values come from; part of the study folder's default name."""
+
+    name: str
+
+
+class Debug(Settings):
+    """How much is said while running."""
+
+    enabled: bool
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class Evaluate(Settings):
+    """Which records an evaluation is made on."""
+
+    fold: Literal["valid", "test"] | int
+    num_resamples: int = Field(ge=1)
+    """Bootstrap resamples (by patient) behind every interval."""
+
+
+Command = Literal["search", "train", "evaluate", "report", "prepare", "show"]
+
+UNCHANGED_BY = {"name", "root", "store_dir", "download", "max_unreadable_share"}
+"""Keys of `data` that say where the recordings are, not what they are: a study may move."""
+
+
+class Launch(Settings):
+    """One command line, resolved."""
+
+    command: Command
+    study_dir: str
+    resume: Literal["auto", "never", "must"]
+    trial: int | None = Field(ge=0)
+    checkpoint: str | None
+    seed: int = Field(ge=0)
+    search: Search
+    space: dict[str, Any]
+    options: dict[str, dict[str, dict[str, Any]]]
+    """Composed subtrees of the groups that the space chooses among: group -> option -> subtree."""
+    model: Component
+    data: Data
+    task: Task
+    cluster: Cluster
+    sampler: Sampler
+    scheduler: Scheduler
+    scale: Scale
+    tracking: Tracking
+    debug: Debug
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _reads_the_encoder(self) -> Self:
+        reads = self.task.stages == "finetune" and self.task.finetune.mode != "scratch"
+        if self.task.encoder is not None and not reads:
+            raise ValueError(
+                "task.encoder must be null unless fine-tuning alone starts from it (task=finetune, and "
+                f"task.finetune.mode finetune or linprobe), got {self.task.encoder}"
+            )
+        return self
+
+    @property
+    def run(self) -> Run:
+        """The part of the configuration that a trial needs."""
+        return Run(seed=self.seed, model=self.model, data=self.data, task=self.task)
+
+    def identity(self) -> dict[str, Any]:
+        """All that changes a trial's numbers, as plain values: two studies with equal identities are one study.
+
+        Budgets, cluster, tracking and places on a disk are left out, so that they may change between two launches.
+        The recordings themselves enter by the hash of their store, which is the caller's to add.
+        """
+        tree = self.model_dump(mode="json", by_alias=True)
+        data = {key: value for key, value in tree["data"].items() if key not in UNCHANGED_BY}
+        search = {key: tree["search"][key] for key in ("metric", "direction")}
+        kept = ("space", "options", "model", "task", "seed", "sampler", "scheduler")
+        return {"search": search, "data": data} | {key: tree[key] for key in kept}
+
+
+def checked(tree: Mapping[str, Any]) -> Launch:
+    """Hold a composed configuration against the schema.
+
+    Raises:
+        ChoiceError: one line that names the keys that cannot be, what must hold and what came.
+    """
+    for key, value in dotted(tree).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ChoiceError(f"{key}: must be finite, got {value}")
+    try:
+        return Launch.model_validate(tree)
+    except ValidationError as error:
+        raise ChoiceError(problems(error, tree)) from error
+
+
+def problems(error: ValidationError, tree: Mapping[str, Any]) -> str:
+    """A validation error in one line, with the keys as they are typed.
+
+    Args:
+        error: from a model that mirrors `tree`.
+        tree: what was validated.
+    """
+    lines: dict[str, list[str]] = {}
+    for detail in error.errors():
+        key = ".".join(_typed_path(detail["loc"], tree))
+        lines.setdefault(key, []).append(_said(detail, key, tree))
+    return "; ".join(
+        f"{key}: {said}" if key else said for key, said in ((key, _joined(said)) for key, said in lines.items())
+    )
+
+
+def _joined(said: list[str]) -> str:
+    """What the members of a union say of one key; what came is said once."""
+    heads = dict.fromkeys(line.partition(", got ")[0] for line in said)
+    came = next((f", got {line.partition(', got ')[2]}" for line in said if ", got " in line), "")
+    return " or ".join(heads).replace(" or must be ", " or ") + came if len(said) > 1 else said[0]
+
+
+def _typed_path(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> list[str]:
+    """A location as keys of the tree, without the tags that unions put in between."""
+    path: list[str] = []
+    node: Any = tree
+    for part in location:
+        keys = node if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list | tuple) else ()
+        if part in keys:
+            node = node[part]
+        elif not isinstance(node, Mapping) or part != location[-1]:
+            continue  # the last part may be missing from the tree: that may be what is wrong
+        path.append(str(part))
+    return path
+
+
+def _said(detail: Any, key: str, tree: Mapping[str, Any]) -> str:
+    """What must hold and what came."""
+    kind = detail["type"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        return unknown_key(key, [other for other in dotted(tree) if not f"{other}.".startswith(f"{key}.")])
+    if kind == "union_tag_invalid":
+        allowed = detail["ctx"]["expected_tags"].replace("'", "")
+        return f"name must be one of {allowed}, got {detail['ctx']['tag']!r}"
+    if kind == "value_error":  # our own, which says what came
+        return said_plainly(detail)
+    came = repr(detail["input"])
+    return f"{said_plainly(detail)}, got {came if len(came) <= 80 else came[:77] + '...'}"
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """What to say of a key that there is not: its name here if it is ST-MEM's, the one meant, or those beside it.
+
+    Args:
+        key: dotted.
+        known: dotted names of all keys, without this one.
+    """
+    if (former := former_name(key)) is not None:
+        return former
+    head, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == head}
+    elsewhere = sorted(name for name in known if name.endswith(f".{last}"))[:3]
+    if (close := meant(last, beside)) is not None:
+        return f"no such key; did you mean {beside[close]}?"
+    if elsewhere:
+        return f"no such key; did you mean {' or '.join(elsewhere)}?"
+    if head not in known and (close := meant(key, known)) is not None:
+        return f"no such key; did you mean {close}?"
+    while head and head not in known:
+        head = head.rpartition(".")[0]
+    inside = sorted(name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == head)
+    return f"no such key; {head or 'the configuration'} holds {', '.join(inside) or 'no other'}"
+
+
+def dotted(tree: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
+    """Every key of a configuration by its dotted name; the keys of a list are its positions."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    flat: dict[str, Any] = {}
+    for part, value in items:
+        key = f"{prefix}{part}"
+        flat[key] = value
+        if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(item, Mapping) for item in value)):
+            flat |= dotted(value, f"{key}.")
+    return flat

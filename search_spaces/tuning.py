@@ -1,0 +1,226 @@
+"""The search itself: Ray Tune runs the trials that the ledger hands out, and does what the ledger says.
+
+Tune places and starts trials and passes results on. Proposals, states, decisions and records are the ledger's, so
+Tune's own state is scratch: it is never restored.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import CheckpointConfig, Stopper
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from search_spaces.ledger import Ledger, TrialRecord
+from trainables.gang import GangTrial
+from trainables.settings import Cluster, Run
+from trainables.study import StudyError
+from trainables.trial import Assignment, Trial, resources_of
+
+
+class LedgerSearcher(Searcher):
+    """Hands Tune the trials that the ledger hands out."""
+
+    def __init__(self, ledger: Ledger, assign: Callable[[TrialRecord, Run], dict[str, Any]]) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._assign = assign
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        """The next trial's assignment; FINISHED when the study has enough."""
+        following = self._ledger.next_trial()
+        return Searcher.FINISHED if following is None else self._assign(*following)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler sees every result and every error, and the ledger is told there."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the study's folder holds all there is to restore."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing, likewise."""
+        return {}
+
+
+class LedgerScheduler(FIFOScheduler):
+    """Passes every result to the ledger and stops a trial that has ended in its books.
+
+    Trials never tell Tune that they are done: Tune would then skip the scheduler, and the books their last epoch.
+    """
+
+    def __init__(self, ledger: Ledger, on_change: Callable[[], None]) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._on_change = on_change
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """Stop or go on."""
+        goes_on = self._ledger.report(trial.config["number"], unflattened(result))
+        self._on_change()
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """A trial whose process failed is told FAIL, with the error's last line."""
+        error = trial.get_pickled_error()
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        self._ledger.end(trial.config["number"], "FAIL", lines[-1][:500])
+        self._on_change()
+
+
+def unflattened(result: dict[str, Any]) -> dict[str, Any]:
+    """Our part of what Tune passes on: it flattens `metrics` to `metrics/val/auroc`."""
+    keys = ("epoch", "stage", "seconds", "value", "best_epoch", "finished", "reason")
+    metrics = {key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")}
+    return {**{key: result[key] for key in keys}, "metrics": metrics}
+
+
+class BudgetStopper(Stopper):
+    """Stops all when a budget is used up; what runs is interrupted and goes on when there is more of it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No single trial is stopped for a budget."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether a budget is used up."""
+        return self._ledger.used_up is not None
+
+
+def gpus_of(cluster: Cluster, available: float) -> float:
+    """GPUs of each worker: as typed, or one where the cluster has any."""
+    if cluster.gpus_per_worker == "auto":
+        return 1.0 if available > 0 else 0.0
+    return cluster.gpus_per_worker
+
+
+def concurrency(cluster: Cluster, resources: dict[str, float], num_gpus: float) -> int:
+    """How many trials run at a time: what the cluster holds, at most what was typed.
+
+    Raises:
+        StudyError: if not even one fits, with the demand and what there is.
+    """
+    workers = cluster.workers_per_trial
+    room = [resources.get("CPU", 0.0) / (workers * cluster.cpus_per_worker)]
+    if num_gpus > 0:
+        room.append(resources.get("GPU", 0.0) / (workers * num_gpus))
+    # the driver of a gang takes 0.001 of a CPU that no worker may need whole: the division leaves that out on purpose
+    fitting = math.floor(min(room) + 1e-9)
+    if fitting < 1:
+        demand = f"{workers} x {cluster.cpus_per_worker} CPU" + (
+            f" and {workers} x {num_gpus:g} GPU" if num_gpus else ""
+        )
+        raise StudyError(
+            f"a trial needs {demand}, the cluster has {resources.get('CPU', 0):g} CPU and "
+            f"{resources.get('GPU', 0):g} GPU: lower cluster.workers_per_trial, cluster.cpus_per_worker or "
+            "cluster.gpus_per_worker"
+        )
+    return fitting if cluster.max_concurrent_trials == "auto" else min(fitting, cluster.max_concurrent_trials)
+
+
+def run_trials(
+    ledger: Ledger,
+    cluster: Cluster,
+    *,
+    store: Path,
+    metric: str,
+    maximize: bool,
+    on_change: Callable[[], None],
+    trainable: type[tune.Trainable] | None = None,
+) -> None:
+    """Run trials on the connected Ray cluster until the ledger has enough, a budget is used up, or the user stops it.
+
+    Args:
+        ledger: hands out trials and takes in their results.
+        cluster: how many workers a trial has, and how many trials there may be.
+        store: the prepared recordings, seen by every node.
+        metric: what trials are judged by.
+        maximize: whether more of it is better.
+        on_change: called after every result, for a display.
+        trainable: what runs a trial; by default one process, or a gang where `workers_per_trial` is above 1.
+
+    Raises:
+        StudyError: if the cluster can never hold a trial.
+    """
+    resources = ray.cluster_resources()
+    num_gpus = gpus_of(cluster, resources.get("GPU", 0.0))
+    at_a_time = concurrency(cluster, resources, num_gpus)
+    if trainable is None:
+        trainable = Trial if cluster.workers_per_trial == 1 else GangTrial
+
+    def assign(trial: TrialRecord, run: Run) -> dict[str, Any]:
+        assignment = Assignment(
+            number=trial.number,
+            run=run,
+            folder=ledger.folder.trial(trial.number),
+            store=store,
+            metric=metric,
+            maximize=maximize,
+            num_gpus=num_gpus,
+            cpus_per_worker=cluster.cpus_per_worker,
+        )
+        return {**assignment.to_config(), "num_workers": cluster.workers_per_trial}
+
+    scratch = ledger.folder.scratch
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the events are our log
+    try:
+        tune.run(
+            trainable,
+            name="tune",
+            storage_path=str(scratch),
+            search_alg=LedgerSearcher(ledger, assign),
+            scheduler=LedgerScheduler(ledger, on_change),
+            stop=BudgetStopper(ledger),
+            num_samples=-1,
+            max_concurrent_trials=at_a_time,
+            resources_per_trial=resources_of(cluster, num_gpus),
+            reuse_actors=True,
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:04d}-{trial.trial_id}",
+            raise_on_failed_trial=False,
+            verbose=0,
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def ray_instance(cluster: Cluster) -> Iterator[None]:
+    """Connect to the cluster at `cluster.address`, or start Ray on this machine; stop or leave it in the end.
+
+    Raises:
+        StudyError: if nothing answers at the address.
+    """
+    gang = cluster.workers_per_trial > 1
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    try:
+        if cluster.address is None:
+            # without the dashboard ended gangs would keep their CPUs (Train asks it who is alive)
+            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=gang, log_to_driver=False)
+        else:
+            # every worker runs this very code, frozen now, on every node
+            root = Path(__file__).resolve().parent.parent
+            excludes = ["/runs/", "/.venv/", "/.git/", "/tests/", "/benchmarks/"]
+            environment = {"working_dir": str(root), "excludes": excludes}
+            ray.init(address=cluster.address, runtime_env=environment, log_to_driver=False)
+    except (ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StudyError(f"no Ray cluster could be used at cluster.address={cluster.address}: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,53 @@
+"""The file that every benchmark writes."""
+
+import json
+import platform
+import sys
+
+import pytest
+
+from benchmarks.figures import Figure, installed_version, machine, parse_arguments, publish
+
+
+def test_the_file_holds_the_machine_and_every_figure_with_all_its_fields(tmp_path, capsys):
+    file = tmp_path / "not there yet" / "figures.json"
+    publish(
+        [Figure("in_process", 0.25, "s/trial", baseline=15.0, ratio=60.0, target=0.5), Figure("mib", 3, "MiB")], file
+    )
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert set(written) == {"machine", "figures"}
+    assert written["figures"] == [
+        {"name": "in_process", "value": 0.25, "unit": "s/trial", "baseline": 15.0, "ratio": 60.0, "target": 0.5},
+        {"name": "mib", "value": 3, "unit": "MiB", "baseline": None, "ratio": None, "target": None},
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        "in_process: 0.25 s/trial (baseline 15, ratio 60, target 0.5)",
+        "mib: 3 MiB",
+    ]
+
+
+def test_a_figure_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        publish([Figure("auroc", float("nan"), "")], tmp_path / "figures.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_machine_is_described_by_its_parts_and_not_by_its_name():
+    described = machine()
+    assert set(described) == {"cpu", "cores", "memory_gib", "gpus", "system", "python", "torch", "ray", "optuna"}
+    assert platform.node() not in described.values()
+    assert described["cores"] >= 1
+    assert described["memory_gib"] > 0
+    assert described["python"] == platform.python_version()
+    assert all(described[part] for part in ("cpu", "system", "torch", "ray", "optuna"))
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    assert installed_version("a-package-of-nobody") is None
+
+
+def test_every_benchmark_takes_a_json_file_and_its_own_options(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["store.py", "--json", str(tmp_path / "f.json"), "--num-records", "3"])
+    arguments = parse_arguments("What a store costs.", ("--num-records", {"type": int}))
+    assert arguments.json == tmp_path / "f.json"
+    assert arguments.num_records == 3

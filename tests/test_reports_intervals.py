@@ -1,0 +1,129 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from reports import intervals
+from reports.discrimination import auroc
+from reports.intervals import Interval, bootstrap
+
+
+def simulated(num_patients, *, num_classes=2, gap=1.0, most_records=3, seed=0):
+    """Patients with one to `most_records` alike records each; classes that differ by `gap` standard deviations."""
+    rng = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(num_patients), rng.integers(1, most_records + 1, num_patients))
+    kinds = (rng.random((num_patients, num_classes)) < 0.4).astype(float)
+    levels = rng.normal(size=(num_patients, num_classes)) + gap * kinds
+    scores = levels[patients] + 0.1 * rng.normal(size=(len(patients), num_classes))
+    return kinds[patients], scores, patients
+
+
+def test_every_resample_is_scored_as_scikit_learn_scores_it():
+    targets, scores, patients = simulated(60)
+    found = bootstrap(targets, scores, patients, num_resamples=40, seed=5)
+    weights = next(intervals._resamples(patients, num_resamples=40, seed=5))
+    for column in range(40):
+        drawn = {"sample_weight": weights[:, column]}
+        areas = [roc_auc_score(targets[:, k], scores[:, k], **drawn) for k in range(2)]
+        precisions = [average_precision_score(targets[:, k], scores[:, k], **drawn) for k in range(2)]
+        np.testing.assert_allclose(found.per_class[:, :, column], [areas, precisions], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found.macro[:, column], [np.mean(areas), np.mean(precisions)], rtol=0, atol=1e-12)
+
+
+def test_a_resample_draws_as_many_patients_as_there_are_each_with_all_records():
+    _, _, patients = simulated(50)
+    for weights in intervals._resamples(patients, num_resamples=20, seed=0):
+        by_patient = np.array([weights[patients == patient][0] for patient in range(50)])
+        np.testing.assert_array_equal(by_patient[patients], weights)
+        np.testing.assert_array_equal(by_patient.sum(axis=0), 50)
+
+
+def test_a_seed_gives_the_same_resamples_however_many_are_held_at_once(monkeypatch):
+    targets, scores, patients = simulated(40)
+    targets[:, 1] = patients == 3  # one positive patient: redraws happen
+    scores[:, 1] += targets[:, 1]
+    whole = bootstrap(targets, scores, patients, num_resamples=70, seed=1)
+    monkeypatch.setattr(intervals, "_CHUNK_NUMBERS", 7 * len(patients))
+    parts = bootstrap(targets, scores, patients, num_resamples=70, seed=1)
+    np.testing.assert_allclose(parts.per_class, whole.per_class, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(parts.macro, whole.macro, rtol=0, atol=1e-14)
+    assert (parts.num_macro, parts.num_redrawn) == (whole.num_macro, whole.num_redrawn)
+    assert whole.num_redrawn > 0
+
+
+def test_a_model_differs_from_itself_by_exactly_nothing():
+    targets, scores, patients = simulated(80, num_classes=4)
+    first = bootstrap(targets, scores, patients, num_resamples=100, seed=0)
+    again = bootstrap(targets, scores, patients, num_resamples=100, seed=0)
+    for metric in intervals.METRICS:
+        assert first.of_difference(again, metric, 0.0) == Interval(0.0, 0.0, 0.0)
+
+
+def test_a_paired_difference_is_narrower_than_the_intervals_of_two_alike_models():
+    targets, scores, patients = simulated(200)
+    other = scores + 0.1 * np.random.default_rng(9).normal(size=scores.shape)
+    first = bootstrap(targets, scores, patients, num_resamples=300, seed=0)
+    second = bootstrap(targets, other, patients, num_resamples=300, seed=0)
+    alone, paired = first.of_macro("auroc", 0.7), first.of_difference(second, "auroc", 0.0)
+    assert paired.high - paired.low < 0.5 * (alone.high - alone.low)
+
+
+def test_patients_with_many_alike_records_make_the_interval_wider_than_records_would():
+    targets, scores, patients = simulated(60, most_records=9)
+    by_patient = bootstrap(targets, scores, patients, num_resamples=300, seed=0).of_macro("auroc", 0.7)
+    by_record = bootstrap(targets, scores, np.arange(len(patients)), num_resamples=300, seed=0).of_macro("auroc", 0.7)
+    assert by_patient.high - by_patient.low > 1.5 * (by_record.high - by_record.low)
+
+
+def test_a_resample_without_a_positive_is_redrawn_and_never_counted_as_one_half():
+    patients = np.arange(40)
+    targets = np.stack([patients < 20, patients < 1], axis=1).astype(float)
+    found = bootstrap(targets, targets, patients, num_resamples=200, seed=0)  # a perfect model
+    assert found.num_redrawn > 0
+    assert found.of_macro("auroc", 1.0) == Interval(1.0, 1.0, 1.0)
+    assert found.of_class("auroc", 1, 1.0) == Interval(1.0, 1.0, 1.0)
+
+
+def test_the_number_of_redrawn_resamples_is_what_their_chance_makes_it():
+    patients = np.arange(50)
+    targets = np.stack([patients < 25, patients < 1], axis=1).astype(float)
+    found = bootstrap(targets, targets, patients, num_resamples=2000, seed=0)
+    share_valid = 1 - (1 - 1 / 50) ** 50
+    assert 2000 / (2000 + found.num_redrawn) == pytest.approx(share_valid, abs=0.03)
+
+
+def test_where_hardly_a_resample_holds_every_class_only_the_mean_goes_without_an_interval():
+    patients = np.arange(60)
+    targets = (patients[:, None] == np.arange(12)).astype(float)  # each class has one positive patient
+    scores = np.random.default_rng(0).random(targets.shape)
+    found = bootstrap(targets, scores, patients, num_resamples=100, seed=0)
+    mean, alone = found.of_macro("auroc", 0.5), found.of_class("auroc", 0, 0.5)
+    assert (mean.low, mean.high) == (None, None)
+    assert mean.reason.startswith("fewer than 5% of the resamples")
+    assert alone.low < alone.high
+    assert alone.reason is None
+
+
+def test_an_interval_that_misses_its_value_says_so():
+    assert Interval(0.5, 0.6, 0.7).excludes_value
+    assert not Interval(0.6, 0.6, 0.7).excludes_value
+    assert not Interval(0.5, None, None, "too few").excludes_value
+
+
+def test_no_resamples_at_all_are_refused():
+    with pytest.raises(ValueError, match="num_resamples must be at least 1, got 0"):
+        bootstrap(*simulated(10), num_resamples=0, seed=0)
+
+
+def test_intervals_hold_the_true_area_about_as_often_as_they_promise():
+    gap = 1.2
+    truth = norm.cdf(gap / math.sqrt(2 * (1 + 0.1**2)))
+    held = 0
+    for seed in range(200):
+        targets, scores, patients = simulated(120, num_classes=1, gap=gap, most_records=2, seed=seed)
+        found = bootstrap(targets, scores, patients, num_resamples=200, seed=seed)
+        interval = found.of_class("auroc", 0, auroc(targets[:, 0], scores[:, 0]))
+        held += interval.low <= truth <= interval.high
+    assert 0.90 <= held / 200 <= 0.99

@@ -1,0 +1,338 @@
+import errno
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from reports.report import build
+
+CLASSES = ("NORM", "MI", "<b>odd & name</b>", "RARE")
+SPACE = {
+    "model": {"mask_ratio": {"uniform": [0.3, 0.9]}, "size": {"choice": ["tiny", "small"]}},
+    "task": {"pretrain": {"lr": {"log_uniform": [1e-4, 1e-2]}}},
+}
+TRIALS = [
+    (0, "COMPLETE", None, 4, {"model.mask_ratio": 0.75, "model.size": "tiny", "task.pretrain.lr": 1e-3}),
+    (1, "PRUNED", "scheduler", 2, {"model.mask_ratio": 0.35, "model.size": "small", "task.pretrain.lr": 9e-3}),
+    (2, "COMPLETE", None, 4, {"model.mask_ratio": 0.62, "model.size": "tiny", "task.pretrain.lr": 2e-3}),
+    (
+        3,
+        "PRUNED",
+        "non_finite: the loss is nan",
+        1,
+        {"model.mask_ratio": 0.5, "model.size": "tiny", "task.pretrain.lr": 1e-2},
+    ),
+]
+
+
+def predictions(gap, *, num_records=400, seed=0):
+    """Records of two folds, all but RARE with positives in both; labels do not depend on `gap`, scores do."""
+    rng = np.random.default_rng(seed)
+    folds = np.where(np.arange(num_records) < num_records // 2, 9, 10)
+    targets = (rng.random((num_records, len(CLASSES))) < 0.3).astype(np.float32)
+    targets[:, 3] = np.arange(num_records) == 0  # a single positive, on validation
+    scores = 1 / (1 + np.exp(-(rng.normal(size=targets.shape) + gap * targets)))
+    return pd.DataFrame(
+        {"record_id": [f"r{row:05d}" for row in range(num_records)]}
+        | {"patient_id": [f"patient{fold}-{row % 90}" for row, fold in enumerate(folds)]}
+        | {"fold": folds, "split": np.where(folds == 10, "test", "valid")}
+        | {f"y_{name}": targets[:, column] for column, name in enumerate(CLASSES)}
+        | {f"p_{name}": scores[:, column].astype(np.float32) for column, name in enumerate(CLASSES)}
+    )
+
+
+def write_study(folder):
+    """A finished study of four trials as the search leaves it, but for the weights."""
+    config = {
+        "study_dir": "runs/a study",
+        "seed": 7,
+        "search": {"name": "tiny_search", "metric": "val/auroc", "direction": "maximize", "num_trials": 4},
+        "data": {"name": "synthetic", "train_folds": [1, 2, 3], "valid_folds": [9], "test_folds": [10]}
+        | {"max_train_patients": 1500, "max_valid_patients": None},
+        "task": {"labels": "superdiagnostic", "stages": "joint"},
+        "sampler": {"name": "tpe"},
+        "scheduler": {"name": "asha"},
+        "cluster": {"workers_per_trial": 2},
+        "space": SPACE,
+    }
+    (folder / "report").mkdir(parents=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(config))
+    versions = {"versions": {"torch": "2.13.0"}, "hardware": {"cpus": 2}, "git_revision": "abc123"}
+    events = [{"time": "2026-01-01T00:00:00+00:00", "event": "study_started"} | versions]
+    rows = []
+    for number, state, reason, num_epochs, params in TRIALS:
+        events.append({"event": "trial_started", "trial": number, "params": params})
+        values = [0.6 + 0.01 * number + 0.02 * epoch for epoch in range(num_epochs)]
+        for epoch, value in enumerate(values, start=1):
+            stage = "pretrain" if epoch <= 2 else "finetune"
+            metrics = {"train/loss": 1.0, "val/auroc": value}
+            events.append({"event": "epoch", "trial": number, "epoch": epoch, "stage": stage, "metrics": metrics})
+        shared = {"number": number, "state": state, "value": values[-1], "epochs": num_epochs}
+        rows.append(shared | {"seconds": 10.0, "reason": reason} | params)
+    for model in ("best", "random_encoder", "default_configuration"):
+        events.append(
+            {"time": "2026-01-01T01:00:00+00:00", "event": "test_fold_opened", "model": model, "records": 200}
+        )
+    (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    pd.DataFrame(rows).to_parquet(folder / "trials.parquet")
+    for name, number in (("best_1", 2), ("default", 0)):
+        content = {"trial": number, "params": TRIALS[number][4], "value": rows[number]["value"], "classes": CLASSES}
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        described = {"contract": {"label_kind": "multilabel", "leads": ["I", "II"]}, "run": config}
+        (folder / "checkpoints" / name / "checkpoint.json").write_text(json.dumps(content | described))
+    for file, gap in (("", 1.6), ("_random_encoder", 0.6), ("_default_configuration", 1.5)):
+        predictions(gap).to_parquet(folder / "report" / f"predictions{file}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = write_study(tmp_path_factory.mktemp("study") / "runs")
+    build(folder, num_resamples=100)
+    return folder
+
+
+@pytest.fixture
+def study_dir(tmp_path, finished):
+    """A copy to change; its report is not made yet."""
+    shutil.copytree(finished, tmp_path / "runs")
+    for name in ("index.html", "metrics.json"):
+        (tmp_path / "runs" / "report" / name).unlink()
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def metrics(finished):
+    return json.loads((finished / "report" / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(finished):
+    return (finished / "report" / "index.html").read_text()
+
+
+def rebuilt(study_dir, **settings):
+    index = build(study_dir, num_resamples=20, **settings)
+    return json.loads((study_dir / "report" / "metrics.json").read_text()), index.read_text()
+
+
+def test_the_figures_agree_with_scikit_learn_on_the_saved_predictions(finished, metrics):
+    saved = pd.read_parquet(finished / "report" / "predictions.parquet")
+    test = saved[saved["split"] == "test"]
+    areas = {name: roc_auc_score(test[f"y_{name}"], test[f"p_{name}"]) for name in CLASSES[:3]}
+    precisions = {name: average_precision_score(test[f"y_{name}"], test[f"p_{name}"]) for name in CLASSES[:3]}
+    found = metrics["best"]["test"]
+    assert found["auroc_macro"]["value"] == pytest.approx(np.mean(list(areas.values())), abs=1e-6)
+    assert found["auprc_macro"]["value"] == pytest.approx(np.mean(list(precisions.values())), abs=1e-6)
+    for name in CLASSES[:3]:
+        assert found["auroc"][name]["value"] == pytest.approx(areas[name], abs=1e-6)
+        assert found["auroc"][name]["num_positive"] == test[f"y_{name}"].sum()
+
+
+def test_the_figures_have_the_shape_that_others_rely_on(metrics):
+    blocks = [metrics["best"]["test"], metrics["best"]["valid"]]
+    blocks += [metrics["baselines"][model]["test"] for model in ("random_encoder", "default_configuration")]
+    for block in blocks:
+        for metric in ("auroc", "auprc"):
+            assert (
+                block[f"{metric}_macro"]["low"] < block[f"{metric}_macro"]["value"] < block[f"{metric}_macro"]["high"]
+            )
+            assert set(block[metric]["MI"]) == {"value", "low", "high", "num_positive", "num_positive_patients"}
+    assert metrics["best"]["test"]["num_records"] == 200
+    assert metrics["best"]["test"]["num_patients"] == 90
+    assert metrics["test_fold_openings"] == len(metrics["openings"]) == 3
+    assert metrics["protocol"]["labels"] == "superdiagnostic"
+    assert metrics["protocol"]["bootstrap"]["unit"] == "patient"
+
+
+def test_the_difference_to_a_baseline_is_that_of_the_values_and_has_its_own_interval(metrics):
+    for model in ("random_encoder", "default_configuration"):
+        found = metrics["differences"][model]["test"]["auroc_macro"]
+        best, other = metrics["best"]["test"], metrics["baselines"][model]["test"]
+        assert found["value"] == pytest.approx(best["auroc_macro"]["value"] - other["auroc_macro"]["value"], abs=1e-12)
+        assert found["low"] < found["value"] < found["high"]
+
+
+def test_a_class_without_a_positive_is_named_and_left_out_of_that_split_only(metrics, page):
+    assert metrics["protocol"]["classes_left_out"] == {"test": ["RARE"], "valid": []}
+    assert "RARE" not in metrics["best"]["test"]["auroc"]
+    assert "RARE" in metrics["best"]["valid"]["auroc"]
+    assert "Left out of the test figures" in page
+
+
+def test_the_search_is_counted_by_how_its_trials_ended(metrics):
+    assert metrics["search"]["states"] == {"COMPLETE": 2, "PRUNED": 2}
+    assert metrics["search"]["num_non_finite"] == 1
+    assert metrics["search"]["best_trial"] == 2
+    assert metrics["search"]["trial_seconds"] == 40.0
+    assert metrics["search"]["device_seconds"] == 80.0
+
+
+def test_the_first_lines_say_what_was_subsampled_and_how_often_the_test_fold_was_opened(page):
+    first = page[: page.index("</header>")]
+    for words in (
+        "tiny_search on synthetic",
+        "model.mask_ratio, model.size and task.pretrain.lr, for the largest val/auroc, by tpe with asha",
+        "4: 2 complete, 1 pruned and 1 diverged",
+        "subsampled to at most 1500 patients",
+        "all patients of fold 9",
+        "never subsampled: 200 records of 90 patients",
+        "superdiagnostic, multi-label, 4 classes",
+        "3 times: by the best trial; a random encoder; the default configuration",
+    ):
+        assert words in first
+
+
+def test_a_rebuilt_report_is_the_same_to_the_byte_and_opens_nothing(study_dir):
+    events = (study_dir / "events.jsonl").read_bytes()
+    assert rebuilt(study_dir) == rebuilt(study_dir)
+    assert (study_dir / "events.jsonl").read_bytes() == events
+
+
+def test_the_page_asks_the_network_for_nothing(page):
+    assert not re.search(r"https?:|//cdn|@import|url\(|<link|<img|\bsrc=|\bfetch\(", page)
+
+
+def test_names_from_the_data_are_text_on_the_page_and_never_markup(page):
+    assert "<b>odd" not in page
+    assert "&lt;b&gt;odd &amp; name&lt;/b&gt;" in page
+
+
+def test_the_page_holds_no_record_and_no_patient(page, metrics):
+    for text in (page, json.dumps(metrics)):
+        assert not re.search(r"r\d{5}|patient(9|10)-\d", text)
+
+
+def test_every_element_of_the_page_is_closed_where_it_should_be(page):
+    class Balance(html.parser.HTMLParser):
+        open_tags: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "br"):
+                self.open_tags.append(tag)
+
+        def handle_startendtag(self, tag, attrs):
+            pass
+
+        def handle_endtag(self, tag):
+            assert self.open_tags.pop() == tag
+
+    checked = Balance()
+    checked.feed(page)
+    assert checked.open_tags == []
+
+
+def test_all_trials_and_all_curves_are_on_the_page(page):
+    rows = re.findall(r'<tr data-trial="(\d+)"', page)
+    curves = re.findall(r'<g class="curve (\w+)" data-trial="(\d+)"', page)
+    assert rows == ["0", "1", "2", "3"]
+    assert set(curves) == {("default", "0"), ("pruned", "1"), ("best", "2"), ("diverged", "3")}
+    assert "command=train &#39;study_dir=runs/a study&#39; trial=2" in page
+
+
+def test_a_report_needs_neither_torch_nor_ray():
+    check = "import sys, reports.report; print({'torch', 'ray', 'hydra', 'optuna'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"
+
+
+def test_a_study_that_was_never_evaluated_has_a_report_that_says_so(study_dir):
+    for path in (study_dir / "report").glob("*.parquet"):
+        path.unlink()
+    lines = [line for line in (study_dir / "events.jsonl").read_text().splitlines() if "test_fold_opened" not in line]
+    (study_dir / "events.jsonl").write_text("\n".join(lines))
+    metrics, page = rebuilt(study_dir)
+    assert (metrics["best"], metrics["baselines"], metrics["test_fold_openings"]) == ({}, {}, 0)
+    assert "no model of this study has been evaluated on it" in page
+    assert "Learning curves" in page
+
+
+def test_a_search_that_has_only_begun_has_a_report(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"search": {"name": "s"}}))
+    metrics, page = rebuilt(tmp_path)
+    assert metrics["search"]["num_trials"] == 0
+    assert "none yet" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda table: table.iloc[:-1], "must hold the same records, 1 are in one only"),
+        (lambda table: table.assign(y_MI=1 - table["y_MI"]), "must give each record the same patient and labels"),
+        (lambda table: table.assign(patient_id="x"), "must give each record the same patient and labels"),
+        (lambda table: table.drop(columns=["y_MI", "p_MI"]), "must hold the same classes"),
+    ],
+)
+def test_models_evaluated_on_different_records_or_labels_are_not_compared(study_dir, change, complaint):
+    path = study_dir / "report" / "predictions_random_encoder.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(ValueError, match=complaint) as refused:
+        build(study_dir, num_resamples=5)
+    assert "\n" not in str(refused.value)
+    assert not (study_dir / "report" / "index.html").exists()
+
+
+def test_baselines_without_the_best_model_are_shown_and_not_compared(study_dir):
+    (study_dir / "report" / "predictions.parquet").unlink()
+    metrics, page = rebuilt(study_dir)
+    assert metrics["differences"] == {}
+    assert metrics["baselines"]["random_encoder"]["test"]["auroc_macro"]["value"] > 0.5
+    assert "The best trial has not been evaluated on the test fold" in page
+
+
+def test_more_openings_than_models_are_pointed_out(study_dir):
+    with (study_dir / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "test_fold_opened", "model": "best", "records": 200}) + "\n")
+    metrics, page = rebuilt(study_dir)
+    assert metrics["test_fold_openings"] == 4
+    assert "The test fold was opened 4 times for 3 models" in page
+    assert "the best trial, 2 times" in page
+
+
+def test_a_validation_value_that_cannot_be_recomputed_is_pointed_out(page):
+    assert "The saved validation predictions give a macro AUROC of" in page
+
+
+def test_a_full_disk_leaves_the_old_report_whole_and_nothing_beside_it(study_dir, monkeypatch):
+    rebuilt(study_dir)
+    before = {path.name: path.read_bytes() for path in (study_dir / "report").iterdir()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("reports.report.os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(study_dir, num_resamples=10)
+    assert {path.name: path.read_bytes() for path in (study_dir / "report").iterdir()} == before
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+POINT_AND_CLICK = """<script>
+const chart = document.querySelector(".chart.large"), curve = chart.querySelector('.curve[data-trial="1"] circle');
+const place = curve.getBoundingClientRect();
+chart.dispatchEvent(new PointerEvent("pointermove", { clientX: place.x + 2, clientY: place.y + 2 }));
+const table = document.querySelector("table.trials");
+table.querySelectorAll("thead button")[2].click();
+const order = [...table.tBodies[0].rows].map((row) => row.dataset.trial).join();
+document.title = `${document.getElementById("tip").innerText.replace(/\\s+/g, " ")} | ${order}`;
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium on PATH")
+def test_in_a_browser_a_curve_says_which_trial_it_is_and_a_heading_sorts(page, tmp_path):
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{POINT_AND_CLICK}</body>"))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --window-size=1280,3000 --dump-dom"
+    command = [BROWSER, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "<title>Trial 1 · pruned epoch 2 (pretrain): 0.6300 | 1,3,0,2</title>" in shown

@@ -1,0 +1,207 @@
+"""Kept models: weights as safetensors, everything needed to use them as JSON, nothing that executes on loading.
+
+The JSON holds the preprocessing contract: at which rate, in which band, with which leads, units and standardisation the
+weights were trained, and what their outputs mean. A model without it is another model (the same public weights score
+0.70 to 0.93 AUROC by protocol alone), so `load` needs both files and `predict` applies the contract to raw recordings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.record import DataError, Record
+from data.store import prepare_signal
+from data.transforms import n_crop_starts, standardize
+from models.classifier import Classifier
+from trainables.files import StorageError, read_tensors, write_atomically
+from trainables.predict import probabilities_of
+from trainables.pretrain import build_pretext
+from trainables.provenance import git_revision
+from trainables.recordings import Recordings, preparation_of
+from trainables.settings import Data, Run
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "checkpoint.json"
+
+
+def contract_of(run: Run, recordings: Recordings) -> dict[str, Any]:
+    """What recordings must be like before the run's model may see them, and what it answers."""
+    data = run.data
+    return {
+        "sampling_rate_hz": data.sampling_rate_hz,
+        "highpass_hz": data.highpass_hz,
+        "lowpass_hz": data.lowpass_hz,
+        "filter_order": data.filter_order,
+        "unit": "mV",
+        "standardize": data.standardize,
+        "leads": list(data.leads),
+        "window_s": data.window_s,
+        "eval_crops": data.eval_crops,
+        "label_protocol": recordings.labels.protocol,
+        "label_kind": recordings.labels.kind,
+        "classes": list(recordings.labels.classes),
+    }
+
+
+def describe(folder: Path, description: dict[str, Any]) -> None:
+    """Write a checkpoint's JSON."""
+    content = json.dumps({"format": FORMAT, **description}, indent=2, ensure_ascii=False)
+    write_atomically(folder / DESCRIPTION, content.encode() + b"\n")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """A checkpoint's JSON.
+
+    Raises:
+        StorageError: if the folder holds no checkpoint of a format that is known here.
+    """
+    try:
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{folder} holds no {DESCRIPTION}: name a folder such as STUDY/checkpoints/best_1"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{folder / DESCRIPTION} cannot be read ({error})") from error
+    if description.get("format") != FORMAT:
+        raise StorageError(f"{folder / DESCRIPTION} must be of format {FORMAT}, got {description.get('format')!r}")
+    return description
+
+
+def keep_run(folder: Path, run: Run, recordings: Recordings, best: dict[str, Any], metric: str) -> Path:
+    """Make a checkpoint of a run that was trained in `folder`; return its own folder."""
+    kept = folder / "checkpoint"
+    write_atomically(kept / WEIGHTS, (folder / f"best-{best['epoch']:04d}.safetensors").read_bytes())
+    description = {
+        "trial": None,
+        "epoch": best["epoch"],
+        "value": best["value"],
+        "metric": metric,
+        "params": {},
+        "contract": contract_of(run, recordings),
+        "run": run.model_dump(mode="json", by_alias=True),
+        "store": recordings.store.hash,
+        "git_revision": git_revision(),
+    }
+    describe(kept, description)
+    return kept
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained classifier with its contract.
+
+    Attributes:
+        classifier: in evaluation mode.
+        run: the run that trained it.
+        contract: see `contract_of`.
+        description: the whole JSON: trial, parameters, metrics, git revision.
+    """
+
+    classifier: Classifier
+    run: Run
+    contract: dict[str, Any]
+    description: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        """What the columns of `predict` mean."""
+        return list(self.contract["classes"])
+
+    def predict(self, signal_mv: NDArray[Any], sampling_rate_hz: float, leads: Sequence[str]) -> NDArray[np.float32]:
+        """Probabilities of one raw recording, prepared under the contract.
+
+        Args:
+            signal_mv: (C, T) in mV, at least `window_s` long.
+            sampling_rate_hz: its rate; it is resampled to the contract's.
+            leads: the names of its C leads in their order; it must hold the contract's, in any order.
+
+        Returns:
+            (K,) probabilities of `classes`, the mean over the contract's equally spaced crops.
+
+        Raises:
+            DataError: if a lead is missing, or the recording is too short or not finite.
+        """
+        record = Record("recording", np.asarray(signal_mv, np.float32), sampling_rate_hz, tuple(leads))
+        signal = torch.from_numpy(prepare_signal(record, preparation_of(self.run.data)).copy())
+        window = self.run.data.window_samples
+        starts = n_crop_starts(np.array([signal.shape[-1]]), window, self.run.data.eval_crops)[0]
+        crops = torch.stack([signal[:, start : start + window] for start in starts.tolist()])
+        with torch.no_grad():
+            logits = self.classifier(standardize(crops, self.run.data.standardize))
+        return probabilities_of(logits, self.contract["label_kind"]).mean(dim=0).numpy()
+
+
+def load(folder: str | Path) -> Checkpoint:
+    """Load a checkpoint: `load("runs/.../checkpoints/best_1").predict(signal_mv, 500, leads)`.
+
+    Raises:
+        StorageError: if a file is missing or damaged.
+        DataError: if the weights do not fit the model that the JSON describes.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    run = Run.model_validate(description["run"])
+    encoder = build_pretext(run).encoder
+    classifier = Classifier(encoder, len(description["contract"]["classes"]), drop_path=0.0, head_init_std=0.0)
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    try:
+        classifier.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder / WEIGHTS} does not fit the model of its {DESCRIPTION}: {reason}") from error
+    return Checkpoint(classifier.eval(), run, description["contract"], description)
+
+
+def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
+    """Refuse a checkpoint whose encoder was trained on recordings prepared otherwise.
+
+    Leads may be any subset in any order: they are told apart by name.
+
+    Returns:
+        The checkpoint's description.
+
+    Raises:
+        DataError: with every difference and what to type.
+    """
+    description = read_description(folder)
+    contract = description["contract"]
+    wanted = data.model_dump(mode="json")
+    keys = ("sampling_rate_hz", "highpass_hz", "lowpass_hz", "filter_order", "standardize", "window_s")
+    differing = [f"data.{key}={json.dumps(contract[key])}" for key in keys if contract[key] != wanted[key]]
+    if differing:
+        raise DataError(
+            f"{folder}: its encoder was trained on recordings prepared otherwise; type {' '.join(differing)}"
+        )
+    return description
+
+
+def load_encoder_weights(encoder: torch.nn.Module, folder: Path) -> None:
+    """Put a checkpoint's encoder weights into `encoder`.
+
+    Raises:
+        DataError: if their names or shapes differ, with the first difference named.
+    """
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    weights = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+    expected = encoder.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        ours, theirs = expected.get(name), weights.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            raise DataError(
+                f"{folder}: the encoder's {name} must be {_shape(ours)}, the checkpoint's is {_shape(theirs)}; "
+                "set model.* as in the checkpoint's checkpoint.json"
+            )
+    encoder.load_state_dict(weights)
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "absent" if tensor is None else "x".join(map(str, tensor.shape)) or "a scalar"

@@ -1,0 +1,148 @@
+"""Supervised training of an encoder with a linear head: fine-tuning, from scratch, or a linear probe by steps."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.loaders import Batch, TrainBatches, worker_share
+from models.classifier import Classifier
+from models.encoder import Encoder
+from models.losses import multilabel_loss, single_label_loss
+from trainables.components import build
+from trainables.optimizers import build_optimizer, parameter_groups
+from trainables.predict import validate
+from trainables.pretrain import build_pretext
+from trainables.probe import embed
+from trainables.recordings import Recordings, window_of
+from trainables.seeds import FINETUNE, INITIALISATION, generator_of, seed_of
+from trainables.settings import Run
+from trainables.state import TrainState
+from trainables.steps import Share, train_epoch
+from trainables.workers import Workers
+
+
+def enter_finetune(run: Run, state: TrainState, encoder: Encoder, num_classes: int, workers: Workers) -> None:
+    """Put a classifier on a copy of `encoder`, and its optimiser, into `state`."""
+    stage = run.task.finetune
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, INITIALISATION, FINETUNE))
+        classifier = Classifier(
+            copy.deepcopy(encoder).cpu(), num_classes, drop_path=stage.drop_path, head_init_std=stage.head_init_std
+        )
+    classifier.to(workers.device)
+    if stage.mode == "linprobe":
+        classifier.encoder.requires_grad_(False)
+    groups = parameter_groups(
+        classifier,
+        weight_decay=stage.weight_decay,
+        decay_biases_and_norms=stage.optimizer.decay_biases_and_norms,
+        layer_decay=stage.layer_decay,
+        num_layers=classifier.encoder.depth + 1,
+        layer_of=classifier.layer_of,
+    )
+    state.enter("finetune", classifier, build_optimizer(stage, groups))
+
+
+def fresh_encoder(run: Run) -> Encoder:
+    """The run's encoder as pre-training would begin with it: for `scratch`, and the report's random baseline."""
+    return build_pretext(run).encoder
+
+
+def classify(run: Run, state: TrainState, recordings: Recordings, workers: Workers) -> Iterator[dict[str, float]]:
+    """Train the classifier in `state` until the stage's end; yield each epoch's metrics.
+
+    Yields:
+        train/loss, train/lr and the task's metrics on the validation rows; the best epoch is kept in `state`.
+
+    Raises:
+        FloatingPointError: if a loss, a gradient or a probability is not finite.
+    """
+    classifier = state.model
+    assert isinstance(classifier, Classifier)
+    assert state.optimizer is not None
+    stage = run.task.finetune
+    batches = _FrozenBatches if stage.mode == "linprobe" else _WholeBatches
+    shares = batches(run, classifier, recordings, workers)
+    while state.stage_epoch < stage.num_epochs:
+        metrics = train_epoch(
+            shares.epoch(state.stage_epoch),
+            num_batches=shares.num_batches,
+            module=shares.module,
+            optimizer=state.optimizer,
+            stage=stage,
+            stage_epoch=state.stage_epoch,
+            workers=workers,
+        )
+        metrics |= validate(classifier, recordings, run.data, run.task, workers)
+        state.finish_epoch(metrics)
+        state.offer(metrics, classifier)
+        yield metrics
+
+
+def _loss_of(recordings: Recordings) -> Callable[..., Tensor]:
+    return multilabel_loss if recordings.labels.kind == "multilabel" else single_label_loss
+
+
+class _WholeBatches:
+    """Augmented crops through the whole classifier."""
+
+    def __init__(self, run: Run, classifier: Classifier, recordings: Recordings, workers: Workers) -> None:
+        stage = run.task.finetune
+        self._batches = TrainBatches(
+            recordings.store,
+            recordings.split.train,
+            targets=recordings.targets(recordings.split.train),
+            window=window_of(run.data),
+            batch_size=stage.batch_size,
+            transforms=[build(transform) for transform in stage.transforms],
+            seed=seed_of(run.seed, FINETUNE),
+            device=workers.device,
+            rank=workers.rank,
+            world_size=workers.world_size,
+        )
+        self.num_batches = self._batches.num_batches
+        self.module = workers.together(classifier)
+        self._classifier, self._seed, self._workers = classifier, run.seed, workers
+        self._loss = functools.partial(_loss_of(recordings), label_smoothing=stage.label_smoothing)
+
+    def epoch(self, epoch: int) -> Iterator[Share]:
+        for number, batch in enumerate(self._batches.epoch(epoch)):
+            generator = generator_of(self._seed, FINETUNE, epoch, number)
+            draws = self._classifier.draw(batch.global_size, generator)
+            mine = draws[batch.start : batch.start + len(batch.signal)].to(self._workers.device)
+            yield Share(functools.partial(self._compute, batch, mine), len(batch.signal), batch.global_size)
+
+    def _compute(self, batch: Batch, draws: Tensor) -> Tensor:
+        return self._loss(self.module(batch.signal, draws), batch.targets)
+
+
+class _FrozenBatches:
+    """Embeddings that are computed once, through the head alone; augmentation has no part in a linear probe."""
+
+    def __init__(self, run: Run, classifier: Classifier, recordings: Recordings, workers: Workers) -> None:
+        stage = run.task.finetune
+        rows = recordings.split.train
+        self._features = embed(classifier.encoder, recordings.store, rows, run.data, workers).to(workers.device)
+        self._targets = torch.from_numpy(recordings.targets(rows)).to(workers.device)
+        self._batch_size = min(stage.batch_size, len(rows))
+        self.num_batches = len(rows) // self._batch_size
+        self.module = workers.together(classifier.head)
+        self._seed = seed_of(run.seed, FINETUNE)
+        self._share = worker_share(self._batch_size, workers.rank, workers.world_size)
+        self._loss = functools.partial(_loss_of(recordings), label_smoothing=stage.label_smoothing)
+
+    def epoch(self, epoch: int) -> Iterator[Share]:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._features))
+        for number in range(self.num_batches):
+            first = number * self._batch_size
+            mine = torch.from_numpy(order[first + self._share.start : first + self._share.stop])
+            yield Share(functools.partial(self._compute, mine), len(mine), self._batch_size)
+
+    def _compute(self, rows: Tensor) -> Tensor:
+        return self._loss(self.module(self._features[rows]), self._targets[rows])

@@ -1,0 +1,240 @@
+"""From a `_target_` in the configuration to an object: which classes may be named, and what they may be told.
+
+A configuration can come from a stranger's checkpoint, so a name is looked up and never evaluated: only classes that are
+defined in a module of models, data or trainables can be reached. Workers build their models here and need no Hydra.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from trainables.settings import Component, Data, Run
+
+PACKAGES = ("models", "data", "trainables")
+"""Where a `_target_` may point to."""
+
+
+class ComponentError(ValueError):
+    """The configuration names a class that there is not, or tells it something it does not take; one line."""
+
+
+def meant(word: str, options: Iterable[str]) -> str | None:
+    """The option that a mistyped word is most like, if it is like any."""
+    folded = {option.lower(): option for option in sorted(set(options))}
+    return next((folded[match] for match in difflib.get_close_matches(word.lower(), folded, n=1)), None)
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """A hint that ends an error about `word`: the option that was meant, or all of them where none is like it."""
+    options = sorted(set(options))
+    if close := meant(word, options):
+        return f"did you mean {close}?"
+    return f"there is {', '.join(options)}" if options else "there is none"
+
+
+def said_plainly(detail: Mapping[str, Any]) -> str:
+    """One of pydantic's error details as our messages begin: what must hold."""
+    kind, message = str(detail["type"]), str(detail["msg"]).removeprefix("Value error, ")
+    for prefix, plain in _PLAIN.items():
+        if kind.startswith(prefix):
+            return plain
+    return message.replace("Input should be", "must be").replace("should", "must")
+
+
+_PLAIN = {
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "bool_": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list such as [A,B]",
+    "tuple_type": "must be a list such as [A,B]",
+    "sequence_str": "must be a list such as [A,B]",
+    "dict_type": "must hold keys of its own",
+    "model_type": "must hold keys of its own",
+}
+"""By the beginning of pydantic's error type."""
+
+
+def resolve(target: str) -> type:
+    """The class that a `_target_` names.
+
+    Args:
+        target: package.module.Class, the package being one of PACKAGES.
+
+    Raises:
+        ComponentError: if it is none of ours; the message says what exists.
+    """
+    package, _, rest = target.partition(".")
+    module, _, name = rest.rpartition(".")
+    if package not in PACKAGES or not module or not name:
+        raise ComponentError(
+            f"_target_ must be {', '.join(PACKAGES[:-1])} or {PACKAGES[-1]}.MODULE.CLASS, got {target!r}"
+        )
+    modules = modules_of(package)
+    if module not in modules:
+        raise ComponentError(f"{target}: there is no module {package}.{module}; {nearest(module, modules)}")
+    classes = _classes_of(f"{package}.{module}")
+    if name not in classes:
+        raise ComponentError(f"{target}: there is no class {name} to build; {nearest(name, classes)}")
+    return classes[name]
+
+
+def modules_of(package: str) -> list[str]:
+    """The modules of one of PACKAGES, found without importing them."""
+    return [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+
+
+def _classes_of(module_name: str) -> dict[str, type]:
+    """The classes that a module defines itself and that can be built."""
+    module = importlib.import_module(module_name)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and value.__module__ == module_name
+        and not name.startswith("_")
+        and not inspect.isabstract(value)
+    }
+
+
+def check(component: Component, provided: Collection[str], *, at: str = "_target_") -> None:
+    """Hold a component's arguments against the signature of its class.
+
+    Args:
+        component: the class and what the configuration tells it.
+        provided: keywords that the program adds itself.
+        at: the component's key in the configuration, for messages.
+
+    Raises:
+        ComponentError: naming the key that is unknown, missing or of another type than the signature says.
+    """
+    _arguments(component, provided, at=at)
+
+
+def build(component: Component, **provided: Any) -> Any:
+    """Call a component's class with the configuration's arguments and those provided here.
+
+    Arguments arrive as the types that the signature names: a text becomes a Path, a whole number a float.
+
+    Raises:
+        ComponentError: as `check`.
+        ValueError: whatever the class itself refuses.
+    """
+    arguments = _arguments(component, provided, at="_target_")
+    return resolve(component.target)(**arguments, **provided)
+
+
+def _arguments(component: Component, provided: Collection[str], *, at: str) -> dict[str, Any]:
+    """What the configuration tells the class, in the types of its signature."""
+    try:
+        cls = resolve(component.target)
+    except ComponentError as error:
+        raise ComponentError(f"{at}: {error}" if at != "_target_" else str(error)) from error
+    parameters = _parameters(cls)
+    told = component.arguments
+    theirs = [name for name in parameters if name not in provided]
+    for key in told:
+        if key in provided:
+            raise ComponentError(f"{at}.{key}: {cls.__name__} is told this by the program; leave it out")
+        if key not in parameters:
+            raise ComponentError(f"{at}.{key}: {cls.__name__} takes no such key; {nearest(key, theirs)}")
+    for name in theirs:
+        if name not in told and parameters[name].default is inspect.Parameter.empty:
+            raise ComponentError(f"{at}.{name} is missing: {component.target} needs it")
+    return {key: _converted(cls, key, value, at=at) for key, value in told.items()}
+
+
+@functools.cache
+def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class by name; annotations are resolved where they can be."""
+    try:
+        return inspect.signature(cls, eval_str=True).parameters
+    except NameError:  # an annotation that only type checkers import
+        return inspect.signature(cls).parameters
+
+
+def _converted(cls: type, key: str, value: Any, *, at: str) -> Any:
+    adapter = _adapter(cls, key)
+    if adapter is None:
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        problems = dict.fromkeys(said_plainly(detail) for detail in error.errors())
+        raise ComponentError(f"{at}.{key}: {' or '.join(problems)}, got {value!r}") from error
+
+
+@functools.cache
+def _adapter(cls: type, key: str) -> TypeAdapter[Any] | None:
+    """What turns a plain value into a parameter's type; None where the annotation is no plain type."""
+    annotation = _parameters(cls)[key].annotation
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return None
+    try:
+        return TypeAdapter(annotation)
+    except PydanticUserError:  # a class of ours, say
+        return None
+
+
+def model_inputs(data: Data) -> dict[str, Any]:
+    """What every model is told about its input, beside its own keys."""
+    return {
+        "leads": tuple(data.leads),
+        "num_samples": data.window_samples,
+        "sampling_rate_hz": data.sampling_rate_hz,
+    }
+
+
+def check_model(run: Run) -> None:
+    """Build the run's model without memory for its weights.
+
+    Raises:
+        ComponentError: if its arguments do not fit its class, or it is no pretext task.
+        ValueError: whatever the class refuses.
+    """
+    import torch  # only here: the mistakes that need no model are found without it
+
+    from models.pretext import PretextTask
+
+    check(run.model, model_inputs(run.data), at="model")
+    try:
+        with torch.device("meta"):
+            model = build(run.model, **model_inputs(run.data))
+    except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ComponentError(f"model: {run.model.target} cannot be built with its keys: {reason}") from error
+    if not isinstance(model, PretextTask):
+        raise ComponentError(
+            f"model._target_: must be a pretext task (models.pretext.PretextTask), got {run.model.target}"
+        )
+
+
+def check_components(run: Run) -> None:
+    """Build the run's reader and transforms; nothing is read and nothing changed.
+
+    Raises:
+        ComponentError: naming the key that cannot be.
+    """
+    _check_built("data.reader", run.data.reader, {"root": None, "source_rate_hz": run.data.source_rate_hz}, "table")
+    for stage in ("pretrain", "finetune"):
+        for number, transform in enumerate(getattr(run.task, stage).transforms):
+            _check_built(f"task.{stage}.transforms.{number}", transform, {}, "draw")
+
+
+def _check_built(key: str, component: Component, provided: dict[str, Any], does: str) -> None:
+    """Build a component that must have a method called `does`."""
+    check(component, provided, at=key)
+    try:
+        built = build(component, **provided)
+    except ValueError as error:
+        raise ComponentError(f"{key}: {error}") from error
+    if not hasattr(built, does):
+        raise ComponentError(f"{key}._target_: must be a class that can {does}, got {component.target}")

@@ -1,0 +1,64 @@
+"""A whole run as one generator: an epoch a step, over one stage or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from models.encoder import Encoder
+from models.pretext import PretextTask
+from trainables.checkpoint import load_encoder_weights
+from trainables.classify import classify, enter_finetune, fresh_encoder
+from trainables.pretrain import enter_pretrain, pretrain
+from trainables.recordings import Recordings
+from trainables.settings import Run
+from trainables.state import SavedState, TrainState
+from trainables.workers import Workers
+
+
+def train(
+    run: Run, state: TrainState, recordings: Recordings, workers: Workers, *, saved: SavedState | None = None
+) -> Iterator[dict[str, Any]]:
+    """Train a run from its beginning, or from a saved state on.
+
+    Args:
+        run: what to train.
+        state: a new one; it follows the run and may be saved after every epoch that was yielded.
+        recordings: the run's.
+        workers: this worker's place.
+        saved: where to go on.
+
+    Yields:
+        {"epoch", "stage"} and the stage's metrics, after each epoch.
+
+    Raises:
+        FloatingPointError: if something is not finite; `state` then holds what was good before.
+    """
+    num_classes = len(recordings.labels.classes)
+    if saved is not None and saved.stage == "finetune":
+        enter_finetune(run, state, fresh_encoder(run), num_classes, workers)
+        saved.restore(state)
+    elif run.task.stages == "finetune":
+        enter_finetune(run, state, first_encoder(run), num_classes, workers)
+    else:
+        enter_pretrain(run, state, workers)
+        if saved is not None:
+            saved.restore(state)
+        for metrics in pretrain(run, state, recordings, workers):
+            yield {"epoch": state.epoch, "stage": "pretrain", **metrics}
+        if run.task.stages == "pretrain":
+            return
+        assert isinstance(state.model, PretextTask)
+        enter_finetune(run, state, state.model.encoder, num_classes, workers)
+    for metrics in classify(run, state, recordings, workers):
+        yield {"epoch": state.epoch, "stage": "finetune", **metrics}
+
+
+def first_encoder(run: Run) -> Encoder:
+    """What a fine-tuning without pre-training begins with: a checkpoint's encoder, or a fresh one for `scratch`."""
+    encoder = fresh_encoder(run)
+    if run.task.finetune.mode != "scratch":
+        assert run.task.encoder is not None
+        load_encoder_weights(encoder, Path(run.task.encoder))
+    return encoder

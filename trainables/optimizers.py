@@ -1,0 +1,61 @@
+"""From settings to a torch optimiser: parameter groups with layer decay and weight-decay exclusions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from models.encoder import has_weight_decay
+from trainables.settings import Stage
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    decay_biases_and_norms: bool,
+    layer_decay: float = 1.0,
+    num_layers: int = 0,
+    layer_of: Callable[[str], int] | None = None,
+) -> list[dict[str, object]]:
+    """Group the trainable parameters by what their learning rate and weight decay are multiplied with.
+
+    Args:
+        model: its parameters that require a gradient are grouped.
+        weight_decay: for the matrices of layers (models.encoder.has_weight_decay).
+        decay_biases_and_norms: decay biases, norms, tokens and tables too.
+        layer_decay: a parameter of layer l learns at lr * layer_decay ** (num_layers - l).
+        num_layers: the layer that learns at the full rate (the head's).
+        layer_of: from a parameter's name to its layer, 0 for the embedding; None puts all in `num_layers`.
+
+    Returns:
+        groups for a torch optimiser, each with an `lr_scale` that `set_learning_rate` reads.
+
+    Source: layer-wise decay as in BEiT, Bao et al. 2022, arXiv:2106.08254, app. B.
+    """
+    groups: dict[tuple[float, float], dict[str, object]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = num_layers if layer_of is None else layer_of(name)
+        lr_scale = layer_decay ** (num_layers - layer)
+        decay = weight_decay if decay_biases_and_norms or has_weight_decay(name, parameter) else 0.0
+        group = groups.setdefault((lr_scale, decay), {"params": [], "lr_scale": lr_scale, "weight_decay": decay})
+        members = group["params"]
+        assert isinstance(members, list)
+        members.append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(stage: Stage, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    """The stage's optimiser over `groups`; its rates are set before every step by `set_learning_rate`."""
+    settings = stage.optimizer
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=stage.peak_lr, betas=settings.betas)
+    return torch.optim.SGD(groups, lr=stage.peak_lr, momentum=settings.momentum)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group `lr` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -1,0 +1,104 @@
+"""A linear probe: logistic regression on frozen embeddings, solved to its one optimum in seconds.
+
+It turns every pre-training epoch into the one number that is comparable across mask ratios, and it is the baseline that
+every report names: the same probe on an encoder that was never trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.loaders import eval_batches
+from data.store import Store
+from models.encoder import Encoder
+from trainables.recordings import Recordings, window_of
+from trainables.settings import Data, Probe
+from trainables.workers import Workers
+
+EVAL_BATCH_SIZE = 128  # records at a time; no gradients are kept, so this only bounds memory
+MAX_ITERATIONS = 60  # of L-BFGS; the loss is convex and the features are standardised, so it ends well before
+
+
+@torch.no_grad()
+def embed(encoder: Encoder, store: Store, rows: NDArray[np.int64], data: Data, workers: Workers) -> Tensor:
+    """Embeddings of the middle crop of `rows`, from the encoder in evaluation mode.
+
+    Returns:
+        (n, D) float32 on the CPU, in the order of `rows`, on every worker.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    batches = eval_batches(
+        store,
+        rows,
+        window=replace(window_of(data), num_crops=1),
+        batch_size=EVAL_BATCH_SIZE,
+        device=workers.device,
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    shares = [encoder(crops[:, 0]).float().cpu() for crops, _ in batches]
+    encoder.train(was_training)
+    mine = torch.cat(shares).numpy() if shares else np.empty((0, encoder.width), np.float32)
+    return torch.from_numpy(workers.joined(mine))
+
+
+def fit(features: Tensor, targets: Tensor, *, kind: str, l2: float) -> tuple[Tensor, Tensor]:
+    """L2-regularised logistic regression by L-BFGS on standardised features.
+
+    Args:
+        features: (n, D) embeddings.
+        targets: (n, K) of 0 and 1.
+        kind: multilabel (K sigmoids) or single_label (one softmax).
+        l2: weight of half the squared norm of the standardised weights, beside the mean loss.
+
+    Returns:
+        weight (K, D) and bias (K) for the features as they came: the standardisation is folded in.
+    """
+    mean, std = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
+    std = torch.where(std > 1e-8, std, 1.0)  # a constant feature carries nothing
+    scaled = (features.double() - mean) / std
+    truth = targets.double()
+    weight = torch.zeros(truth.shape[1], scaled.shape[1], dtype=torch.float64, requires_grad=True)
+    share = truth.mean(dim=0).clamp(1e-6, 1 - 1e-6)
+    start = torch.logit(share) if kind == "multilabel" else share.log()
+    bias = start.clone().requires_grad_()
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        logits = F.linear(scaled, weight, bias)
+        if kind == "multilabel":
+            loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(dim=1).mean()
+        else:
+            loss = F.cross_entropy(logits, truth)
+        loss = loss + 0.5 * l2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    solver.step(closure)  # type: ignore[no-untyped-call]
+    folded = weight.detach() / std
+    return folded.float(), (bias.detach() - folded @ mean).float()
+
+
+def fit_head(
+    encoder: Encoder, recordings: Recordings, data: Data, settings: Probe, workers: Workers
+) -> tuple[Tensor, Tensor]:
+    """The probe of `encoder` on the training records, as a linear head (K, D) and (K) on its embeddings."""
+    rows = recordings.split.train
+    if settings.max_train_records is not None and len(rows) > settings.max_train_records:
+        # equally spaced rows: the same ones at every epoch and for every trial of a study
+        rows = rows[np.linspace(0, len(rows) - 1, settings.max_train_records).round().astype(np.int64)]
+    features = embed(encoder, recordings.store, rows, data, workers)
+    if not torch.isfinite(features).all():
+        raise FloatingPointError("the encoder's embeddings are not finite")
+    targets = torch.from_numpy(recordings.targets(rows))
+    return fit(features, targets, kind=recordings.labels.kind, l2=settings.l2)

@@ -1,0 +1,64 @@
+"""Where a result comes from: the code's revision, the versions of what it runs on, the machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import psutil
+import torch
+
+PACKAGES = ("heartsweep", "ray", "torch", "optuna", "hydra-core", "numpy", "pandas", "scipy", "torchmetrics")
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """The commit of this code, with "+changes" where files differ from it; None outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        revision = _git("rev-parse", "HEAD", folder=folder)
+        changed = _git("status", "--porcelain", "--untracked-files=no", folder=folder)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+changes" if changed else "")
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that results depend on, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, str | int | float]:
+    """The machine of this process, without a name that would tell whose it is."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": gpu,
+        "num_gpus": torch.cuda.device_count(),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

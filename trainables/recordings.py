@@ -1,0 +1,123 @@
+"""The recordings of a run as its loops need them: the opened store, its labels and who trains, validates and tests."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.labels import Labels
+from data.loaders import Window
+from data.record import DataError, Reader
+from data.splits import Split, absent_classes, split
+from data.store import Preparation, Store
+from trainables.components import build
+from trainables.settings import Data, Run
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """What one study trains on.
+
+    Attributes:
+        store: the prepared signals.
+        labels: targets of every row of the store under the task's protocol.
+        split: rows for training, validation and test.
+        valid_classes: positions of the classes that the validation rows hold both ways; metrics average over these.
+    """
+
+    store: Store
+    labels: Labels
+    split: Split
+    valid_classes: NDArray[np.int64]
+
+    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n, K) targets of `rows`."""
+        return self.labels.targets[rows]
+
+
+def preparation_of(data: Data) -> Preparation:
+    """How `data` asks its store to be prepared."""
+    return Preparation(
+        sampling_rate_hz=data.sampling_rate_hz,
+        leads=tuple(data.leads),
+        highpass_hz=data.highpass_hz,
+        lowpass_hz=data.lowpass_hz,
+        filter_order=data.filter_order,
+        min_duration_s=data.window_s,
+    )
+
+
+def window_of(data: Data) -> Window:
+    """The crop that a model sees under `data`."""
+    return Window(num_samples=data.window_samples, standardize=data.standardize, num_crops=data.eval_crops)
+
+
+def open_recordings(run: Run, store: Path) -> Recordings:
+    """The recordings of `run` in the store at `store`; opened once a process, whatever the trial.
+
+    Raises:
+        DataError: if the store, the labels or the split cannot serve the run.
+    """
+    return _opened(store, run.data.model_dump_json(), run.task.labels, tuple(run.task.classes or ()) or None, run.seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: Path, data_json: str, protocol: str, classes: tuple[str, ...] | None, seed: int) -> Recordings:
+    data = Data.model_validate_json(data_json)
+    store = Store.open(path)
+    labels = store.labels(protocol, classes)
+    rows = split(
+        store.index,
+        labels,
+        train_folds=data.train_folds,
+        valid_folds=data.valid_folds,
+        test_folds=data.test_folds,
+        max_train_patients=data.max_train_patients,
+        max_valid_patients=data.max_valid_patients,
+        seed=seed,
+    )
+    absent = set(absent_classes(labels, rows.valid))
+    present = [position for position, name in enumerate(labels.classes) if name not in absent]
+    return Recordings(store, labels, rows, np.array(present, dtype=np.int64))
+
+
+def rows_of_fold(recordings: Recordings, data: Data, fold: str | int) -> tuple[str, NDArray[np.int64]]:
+    """The labelled rows that an evaluation is made on.
+
+    Args:
+        recordings: opened.
+        data: says which folds are for what.
+        fold: "valid" (as subsampled for the search), "test", or the number of one.
+
+    Returns:
+        "valid" or "test", what the rows count as, and the rows. A fold by number is taken whole; it counts as test where
+        it is one of the test folds.
+
+    Raises:
+        DataError: if no labelled recording has that number.
+    """
+    if fold == "valid":
+        return "valid", recordings.split.valid
+    if fold == "test":
+        return "test", recordings.split.test
+    numbers = recordings.store.index["fold"].to_numpy()
+    rows = np.flatnonzero((numbers == fold) & recordings.labels.labelled)
+    if not len(rows):
+        known = ", ".join(map(str, np.unique(numbers)))
+        raise DataError(f"evaluate.fold must be valid, test or a fold with labels, one of {known}, got {fold}")
+    return "test" if fold in data.test_folds else "valid", rows.astype(np.int64)
+
+
+def reader_of(data: Data) -> Reader:
+    """The reader of the configured source.
+
+    Raises:
+        DataError: if it cannot read what is at `data.root`.
+    """
+    root = None if data.root is None else Path(data.root)
+    reader: Reader = build(data.reader, root=root, source_rate_hz=data.source_rate_hz)
+    return reader

@@ -1,0 +1,236 @@
+"""Everything one run can be told: validated once, frozen, and handed down as it is.
+
+These models are the schema of the `model`, `data`, `task` and `cluster` trees of the configuration. Field names are the
+keys that a user types (`task.pretrain.lr=1e-3`); an unknown key is refused by name. Values that follow from others are
+properties, so that nothing can disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STANDARD_LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
+"""The order in which data.record.LEADS names them too; a test holds the two together."""
+
+
+class Settings(BaseModel):
+    """A frozen piece of configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+
+
+class Component(BaseModel):
+    """A class of ours, named by `_target_`, with the keyword arguments that the configuration gives it.
+
+    The arguments are checked against the class's own signature (trainables.components), not here: a new model
+    or reader then needs no line in this file.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), populate_by_name=True)
+
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the class is called with, by keyword."""
+        return dict(self.model_extra or {})
+
+
+class Data(Settings):
+    """Which recordings, prepared how, and who trains, validates and tests."""
+
+    name: str
+    reader: Component
+    root: str | None
+    """Folder of the recordings as published; `$ECG_DATA` unless given."""
+    source_rate_hz: int
+    """Which of the published sampling rates is read."""
+    download: bool
+    """Whether `command=prepare` may fetch what is missing."""
+    store_dir: str
+    """Folder under which prepared stores are kept, one for each source and preparation."""
+    max_unreadable_share: float = Field(ge=0, lt=1)
+    sampling_rate_hz: float = Field(gt=0)
+    leads: list[str] = Field(min_length=1)
+    highpass_hz: float | None = Field(gt=0)
+    lowpass_hz: float | None = Field(gt=0)
+    filter_order: int = Field(ge=1, le=10)
+    standardize: Literal["record", "lead", "none"]
+    window_s: float = Field(gt=0)
+    """Length of the crop that a model sees."""
+    eval_crops: int = Field(ge=1)
+    """Equally spaced crops whose probabilities are averaged in an evaluation."""
+    train_folds: list[int] = Field(min_length=1)
+    valid_folds: list[int] = Field(min_length=1)
+    test_folds: list[int] = Field(min_length=1)
+    max_train_patients: int | None = Field(ge=1)
+    max_valid_patients: int | None = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.leads)) != len(self.leads):
+            raise ValueError(f"leads must not repeat, got {self.leads}")
+        nyquist_hz = self.sampling_rate_hz / 2
+        for key in ("highpass_hz", "lowpass_hz"):
+            cutoff_hz = getattr(self, key)
+            if cutoff_hz is not None and cutoff_hz >= nyquist_hz:
+                raise ValueError(f"{key} must lie below half of sampling_rate_hz ({nyquist_hz:g}), got {cutoff_hz:g}")
+        if self.highpass_hz and self.lowpass_hz and self.highpass_hz >= self.lowpass_hz:
+            raise ValueError(f"highpass_hz must lie below lowpass_hz, got {self.highpass_hz:g} and {self.lowpass_hz:g}")
+        if abs(self.window_s * self.sampling_rate_hz - self.window_samples) > 1e-6:
+            raise ValueError(
+                f"window_s times sampling_rate_hz must be whole, got {self.window_s:g} s at {self.sampling_rate_hz} Hz"
+            )
+        for first, second in (("train", "valid"), ("train", "test"), ("valid", "test")):
+            if both := set(getattr(self, f"{first}_folds")) & set(getattr(self, f"{second}_folds")):
+                raise ValueError(f"{first}_folds and {second}_folds must not share a fold, both hold {sorted(both)}")
+        return self
+
+    @property
+    def window_samples(self) -> int:
+        """T, the samples of one crop."""
+        return round(self.window_s * self.sampling_rate_hz)
+
+
+class Optimizer(Settings):
+    """Which optimiser steps, with its own constants."""
+
+    name: Literal["adamw", "sgd"]
+    betas: tuple[float, float]
+    momentum: float = Field(ge=0, lt=1)
+    decay_biases_and_norms: bool
+    """Weight decay is kept off biases, norms, tokens and position tables unless this is set."""
+
+
+class Stage(Settings):
+    """What a pre-training and a fine-tuning stage have in common."""
+
+    num_epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    """Records of one forward pass over all workers together."""
+    accumulation_steps: int = Field(ge=1)
+    lr: float | None = Field(gt=0)
+    base_lr: float | None = Field(gt=0)
+    """Learning rate at an effective batch of 256; used where `lr` is null."""
+    min_lr: float = Field(ge=0)
+    warmup_share: float = Field(ge=0, le=1)
+    """Share of the stage's optimiser steps over which the rate rises to `lr`."""
+    weight_decay: float = Field(ge=0)
+    clip_norm: float | None = Field(gt=0)
+    optimizer: Optimizer
+    precision: Literal["auto", "float32", "bfloat16"]
+    """`auto` is bfloat16 autocast on devices that have it, else float32."""
+    transforms: list[Component]
+    """Augmentations of every training crop, in order (classes of data.transforms)."""
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.lr is None) == (self.base_lr is None):
+            raise ValueError(f"exactly one of lr and base_lr must be set, got lr={self.lr} and base_lr={self.base_lr}")
+        if self.peak_lr < self.min_lr:
+            raise ValueError(f"min_lr must not exceed the peak rate {self.peak_lr:g}, got {self.min_lr:g}")
+        return self
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Records that one optimiser step averages over."""
+        return self.batch_size * self.accumulation_steps
+
+    @property
+    def peak_lr(self) -> float:
+        """The absolute rate at the end of the warm-up: lr, or base_lr * effective batch / 256 (Goyal et al. 2017)."""
+        if self.lr is not None:
+            return self.lr
+        assert self.base_lr is not None
+        return self.base_lr * self.effective_batch_size / 256
+
+
+class Probe(Settings):
+    """The linear probe on frozen embeddings that gives a pre-training epoch its `val/auroc`."""
+
+    l2: float = Field(gt=0)
+    max_train_records: int | None = Field(ge=1)
+
+
+class Pretrain(Stage):
+    """Self-supervised pre-training: the pretext loss is minimised, the probe is what the search sees."""
+
+    probe: Probe
+
+
+class Finetune(Stage):
+    """Supervised training of an encoder with a linear head."""
+
+    mode: Literal["finetune", "linprobe", "scratch"]
+    layer_decay: float = Field(gt=0, le=1)
+    drop_path: float = Field(ge=0, lt=1)
+    label_smoothing: float = Field(ge=0, lt=1)
+    head_init_std: float = Field(ge=0)
+
+
+class Task(Settings):
+    """What is learnt: the label protocol, the stages and the metrics."""
+
+    name: str
+    stages: Literal["joint", "pretrain", "finetune"]
+    """`joint` pre-trains and then fine-tunes in one trial."""
+    labels: str
+    """Label protocol of the data, e.g. `superdiagnostic`."""
+    classes: list[str] | None
+    """A subset of the protocol's classes; all of them where null."""
+    metrics: list[str] = Field(min_length=1)
+    """torchmetrics class names, logged as val/<snake_case>."""
+    encoder: str | None
+    """Folder of a checkpoint whose encoder `finetune` starts from."""
+    pretrain: Pretrain
+    finetune: Finetune
+
+    @model_validator(mode="after")
+    def _has_an_encoder(self) -> Self:
+        if self.stages == "finetune" and self.finetune.mode != "scratch" and self.encoder is None:
+            raise ValueError(f"encoder must name a checkpoint's folder where finetune.mode is {self.finetune.mode}")
+        if self.stages == "joint" and self.finetune.mode == "scratch":
+            raise ValueError("finetune.mode must be finetune or linprobe where stages is joint, got scratch")
+        return self
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of a whole trial, on the one axis that schedulers see."""
+        return self.num_pretrain_epochs + (0 if self.stages == "pretrain" else self.finetune.num_epochs)
+
+    @property
+    def num_pretrain_epochs(self) -> int:
+        """Epochs of the first stage; 0 where there is none."""
+        return 0 if self.stages == "finetune" else self.pretrain.num_epochs
+
+
+class Cluster(Settings):
+    """Where trials run; nothing here changes what a trial computes, but for float rounding."""
+
+    address: str | None
+    num_cpus: int | None = Field(ge=1)
+    """CPUs of the Ray instance that launch.py starts; all of the machine where null."""
+    workers_per_trial: int = Field(ge=1)
+    cpus_per_worker: int = Field(ge=1)
+    gpus_per_worker: float | Literal["auto"]
+    max_concurrent_trials: int | Literal["auto"]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.gpus_per_worker != "auto" and (self.gpus_per_worker < 0 or math.isnan(self.gpus_per_worker)):
+            raise ValueError(f"gpus_per_worker must be auto or at least 0, got {self.gpus_per_worker}")
+        if self.max_concurrent_trials != "auto" and self.max_concurrent_trials < 1:
+            raise ValueError(f"max_concurrent_trials must be auto or at least 1, got {self.max_concurrent_trials}")
+        return self
+
+
+class Run(Settings):
+    """One run: what a trial needs to know, whoever chose it."""
+
+    seed: int = Field(ge=0)
+    model: Component
+    data: Data
+    task: Task

@@ -1,0 +1,169 @@
+"""All that training changes, saved so that a resumed run ends bit for bit where an unbroken one does (on a CPU).
+
+A trial's folder holds `last.safetensors` (weights, optimiser, where the run stands; one file, replaced whole) and, once
+an epoch counted for the trial's value, `best-<epoch>.safetensors` (a classifier's weights). No generator is saved:
+draws follow from the seed and the epoch (trainables.seeds).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainables.files import read_metadata, read_tensors, write_tensors
+
+StageName = Literal["pretrain", "finetune"]
+LAST = "last.safetensors"
+
+
+@dataclass
+class Best:
+    """The epoch that a trial is judged by, so far."""
+
+    epoch: int
+    value: float
+    metrics: dict[str, float]
+
+
+@dataclass
+class TrainState:
+    """Where a run stands at the end of an epoch.
+
+    Attributes:
+        metric: the metric that `best` follows, e.g. val/auroc.
+        maximize: whether more of it is better.
+        epoch: epochs done, over all stages.
+        stage: the stage under way.
+        stage_epoch: epochs done of that stage.
+        model: the stage's module, without any wrapper.
+        optimizer: the stage's optimiser.
+        best: the best epoch of the stage that counts; None before its first.
+        best_weights: that epoch's classifier, on the CPU.
+        history: what every epoch reported, so that a driver that died before it wrote an epoch down finds it here.
+    """
+
+    metric: str
+    maximize: bool
+    epoch: int = 0
+    stage: StageName | None = None
+    stage_epoch: int = 0
+    model: nn.Module | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    best: Best | None = None
+    best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    def enter(self, stage: StageName, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Begin `stage` with a fresh model and optimiser."""
+        self.stage, self.stage_epoch, self.model, self.optimizer = stage, 0, model, optimizer
+
+    def finish_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Count an epoch as done, with what it reports."""
+        self.epoch += 1
+        self.stage_epoch += 1
+        self.history.append({"epoch": self.epoch, "stage": self.stage, "metrics": dict(metrics)})
+
+    def offer(self, metrics: Mapping[str, float], classifier: nn.Module) -> None:
+        """Keep `classifier` if this epoch's metric beats all before it; the earlier of two equals stays."""
+        value = metrics[self.metric]
+        if not math.isfinite(value):
+            return
+        if self.best is None or (value > self.best.value if self.maximize else value < self.best.value):
+            self.best = Best(self.epoch, value, dict(metrics))
+            self.best_weights = {
+                name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()
+            }
+
+    def save(self, folder: Path) -> None:
+        """Write the state to `folder`; a crash at any instant leaves the one before or this one."""
+        assert self.model is not None
+        assert self.optimizer is not None
+        if self.best is not None:
+            best = folder / f"best-{self.best.epoch:04d}.safetensors"
+            if not best.exists() or self.best.epoch == self.epoch:
+                write_tensors(best, self.best_weights, {"best": json.dumps(asdict(self.best))})
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= optimizer_tensors(self.optimizer)
+        place: dict[str, Any] = {"epoch": self.epoch, "stage": self.stage, "stage_epoch": self.stage_epoch}
+        place |= {"best": None if self.best is None else asdict(self.best), "history": self.history}
+        write_tensors(folder / LAST, tensors, {"state": json.dumps(place)})
+        for stale in folder.glob("best-*.safetensors"):
+            if self.best is None or stale.name != f"best-{self.best.epoch:04d}.safetensors":
+                stale.unlink()
+
+
+def read_place(folder: Path) -> dict[str, Any] | None:
+    """Where the state in `folder` stands, without its tensors: epoch, stage, best, history; None without a state.
+
+    Raises:
+        StorageError: if the file is damaged.
+    """
+    if not (folder / LAST).exists():
+        return None
+    place: dict[str, Any] = json.loads(read_metadata(folder / LAST)["state"])
+    return place
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state read back; the loop that owns the stage puts it into its model and optimiser."""
+
+    epoch: int
+    stage: StageName
+    stage_epoch: int
+    best: Best | None
+    history: list[dict[str, Any]] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    best_weights: dict[str, Tensor] = field(repr=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> SavedState | None:
+        """The state in `folder`, or None where none was saved.
+
+        Raises:
+            StorageError: if the files are damaged.
+        """
+        if not (folder / LAST).exists():
+            return None
+        tensors, metadata = read_tensors(folder / LAST)
+        place: dict[str, Any] = json.loads(metadata["state"])
+        best = None if place["best"] is None else Best(**place["best"])
+        weights = {} if best is None else read_tensors(folder / f"best-{best.epoch:04d}.safetensors")[0]
+        return cls(place["epoch"], place["stage"], place["stage_epoch"], best, place["history"], tensors, weights)
+
+    def restore(self, state: TrainState) -> None:
+        """Put this into `state`, whose model and optimiser are those of the same stage."""
+        assert state.model is not None
+        assert state.optimizer is not None
+        state.epoch, state.stage, state.stage_epoch = self.epoch, self.stage, self.stage_epoch
+        state.best, state.best_weights, state.history = self.best, self.best_weights, self.history
+        weights = {name.removeprefix("model."): t for name, t in self.tensors.items() if name.startswith("model.")}
+        state.model.load_state_dict(weights)
+        load_optimizer_tensors(state.optimizer, self.tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors, `optimizer.<parameter number>.<name>`; its rates follow from the step."""
+    tensors = {}
+    for number, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):  # SGD keeps None before its first momentum
+                tensors[f"optimizer.{number}.{name}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `optimizer_tensors` named back into `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

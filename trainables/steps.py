@@ -1,0 +1,114 @@
+"""One epoch of optimiser steps, the same arithmetic for every stage and any number of workers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables.optimizers import set_learning_rate
+from trainables.schedules import learning_rate
+from trainables.settings import Stage
+from trainables.workers import Workers
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker computes of one global batch.
+
+    Attributes:
+        loss: gives the mean loss of this worker's records, with a graph.
+        num_records: b, this worker's records.
+        global_size: B, those of all workers.
+    """
+
+    loss: Callable[[], Tensor]
+    num_records: int
+    global_size: int
+
+
+def train_epoch(
+    shares: Iterator[Share],
+    *,
+    num_batches: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stage: Stage,
+    stage_epoch: int,
+    workers: Workers,
+) -> dict[str, float]:
+    """Step through one epoch.
+
+    Args:
+        shares: this worker's parts of the epoch's `num_batches` global batches.
+        num_batches: forward passes in an epoch.
+        module: what the gradients belong to, as `Workers.together` gave it.
+        optimizer: steps after every `stage.accumulation_steps` batches, and after the epoch's last.
+        stage: learning rate, accumulation, clipping and precision.
+        stage_epoch: epochs of this stage done before.
+        workers: gradients become those of the global batch, whatever the sizes of the parts.
+
+    Returns:
+        train/loss, the mean over all records of the epoch, and train/lr, the rate of the last step.
+
+    Raises:
+        FloatingPointError: if a loss or a gradient is not finite; on all workers at the same step.
+    """
+    module.train()
+    steps_per_epoch = -(-num_batches // stage.accumulation_steps)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    total = torch.zeros(2, dtype=torch.float64, device=workers.device)
+    lr = 0.0
+    for number, share in enumerate(shares):
+        first = number - number % stage.accumulation_steps
+        cycle = min(stage.accumulation_steps, num_batches - first)  # the last cycle of an epoch may be shorter
+        last_of_cycle = number == first + cycle - 1
+        with _synchronised(module, last_of_cycle):
+            with autocast(stage, workers.device):
+                loss = share.loss()
+            # the gradients of the workers are averaged: weigh each by its records, so that this is the batch's mean
+            weight = share.num_records * workers.world_size / share.global_size / cycle
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+        total += torch.stack([loss.detach().double() * share.num_records, loss.new_tensor(share.num_records).double()])
+        if not last_of_cycle:
+            continue
+        step = stage_epoch * steps_per_epoch + number // stage.accumulation_steps
+        lr = learning_rate(
+            step,
+            stage.num_epochs * steps_per_epoch,
+            peak_lr=stage.peak_lr,
+            min_lr=stage.min_lr,
+            warmup_share=stage.warmup_share,
+        )
+        set_learning_rate(optimizer, lr)
+        _step(optimizer, parameters, stage, step)
+    loss_sum, count = workers.total(total).tolist()
+    return {"train/loss": loss_sum / count, "train/lr": lr}
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], stage: Stage, step: int) -> None:
+    """Clip, refuse what is not finite, step. The norm is that of the averaged gradient: every worker sees the same."""
+    norm = nn.utils.clip_grad_norm_(parameters, stage.clip_norm if stage.clip_norm is not None else float("inf"))
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient is not finite at optimiser step {step}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _synchronised(module: nn.Module, last_of_cycle: bool) -> contextlib.AbstractContextManager[None]:
+    """Between the batches of one step the workers need not talk."""
+    if isinstance(module, DistributedDataParallel) and not last_of_cycle:
+        return module.no_sync()  # type: ignore[no-any-return]
+    return contextlib.nullcontext()
+
+
+def autocast(stage: Stage, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """bfloat16 where the stage and the device want it; weights and optimiser stay float32."""
+    wanted = stage.precision == "bfloat16" or (
+        stage.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)

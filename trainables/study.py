@@ -1,0 +1,162 @@
+"""A study's folder: what lies where, who may write to it, and the log of what happened."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainables.files import StorageError, storage_error, write_atomically
+
+
+class StudyError(ValueError):
+    """A study cannot be used as asked; the message is one line: what was found, where, what to type."""
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The names in a study's folder. Copy the folder and the study has moved.
+
+    Attributes:
+        path: the folder, absolute.
+    """
+
+    path: Path
+
+    @property
+    def configuration(self) -> Path:
+        """The resolved configuration that the study began with."""
+        return self.path / "study.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the truth for states and values."""
+        return self.path / "journal.log"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object a line: the write-ahead log of everything else."""
+        return self.path / "events.jsonl"
+
+    @property
+    def trials(self) -> Path:
+        """One row a trial, for a reader without Optuna."""
+        return self.path / "trials.parquet"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The study's best models and the default configuration's."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """The report, its figures and the predictions behind them."""
+        return self.path / "report"
+
+    @property
+    def log(self) -> Path:
+        """What Ray, its workers and the libraries say while the study runs."""
+        return self.path / "ray.log"
+
+    @property
+    def scratch(self) -> Path:
+        """Tune's own files while a search runs; never read again."""
+        return self.path / ".scratch"
+
+    def trial(self, number: int) -> Path:
+        """Where a running or interrupted trial keeps its last state and its best weights."""
+        return self.path / "running" / f"{number:04d}"
+
+    def read_configuration(self) -> dict[str, Any]:
+        """The configuration that the study began with.
+
+        Raises:
+            StudyError: if there is no study in the folder.
+        """
+        try:
+            tree: dict[str, Any] = yaml.safe_load(self.configuration.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise StudyError(f"{self.path} holds no study (no study.yaml): name one with study_dir=DIR") from error
+        return tree
+
+    def write_configuration(self, tree: dict[str, Any]) -> None:
+        """Keep the resolved configuration."""
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        write_atomically(self.configuration, text.encode())
+
+    def record(self, event: str, **values: Any) -> dict[str, Any]:
+        """Append one event and flush it to the disk before returning.
+
+        Raises:
+            StorageError: on a full or read-only disk.
+        """
+        line: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
+        content = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.events.open("a+b") as file:
+                if file.tell() > 0:  # a crash may have cut the last line off: begin a new one
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")
+                file.write(content.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(error, self.events) from error
+        return line
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """All events in order; a line that a crash has cut off is left out."""
+        if not self.events.exists():
+            return
+        with self.events.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process alone; the lock ends with the process, however it ends.
+
+        Raises:
+            StudyError: if another process holds it, with its host and process number.
+        """
+        path = self.path / "lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise storage_error(error, path) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise StudyError(
+                    f"{self.path} is in use by {holder}: wait for it, stop it, or type another study_dir=DIR"
+                ) from error
+            except OSError as error:
+                raise StorageError(
+                    f"{path} cannot be locked ({error}): choose another folder with study_dir=DIR"
+                ) from error
+            file.truncate(0)
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
