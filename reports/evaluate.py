@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from models.classifier import Classifier
@@ -21,7 +20,7 @@ from trainables.checkpoint import Checkpoint, load
 from trainables.classify import fresh_encoder
 from trainables.files import write_atomically
 from trainables.predict import predict
-from trainables.probe import fit_head
+from trainables.pretrain import probed
 from trainables.recordings import Recordings, open_recordings
 from trainables.retention import DEFAULT_TRIAL
 from trainables.settings import Run
@@ -49,7 +48,7 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
     opened = _predict_once(study, "best", trial, best.classifier, best.run, recordings, workers)
     baseline = study.report / PREDICTIONS["random_encoder"]
     if _predicted(study, "random_encoder") is None or not baseline.exists():
-        untrained = random_encoder(best.run, recordings, workers)
+        untrained = probed(best.run, fresh_encoder(best.run).to(workers.device), recordings, workers)
         opened += _predict_once(study, "random_encoder", None, untrained, best.run, recordings, workers)
     if not (study.checkpoints / "default").exists():
         return opened
@@ -62,17 +61,6 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
     return opened + _predict_once(
         study, "default_configuration", DEFAULT_TRIAL, default.classifier, default.run, recordings, workers
     )
-
-
-def random_encoder(run: Run, recordings: Recordings, workers: Workers) -> Classifier:
-    """The run's encoder as it is before any training, with a linear probe on the training records as its head."""
-    encoder = fresh_encoder(run).to(workers.device)
-    weight, bias = fit_head(encoder, recordings, run.data, run.task.pretrain.probe, workers)
-    classifier = Classifier(encoder, len(recordings.labels.classes), drop_path=0.0, head_init_std=0.0)
-    with torch.no_grad():
-        classifier.head.weight.copy_(weight)
-        classifier.head.bias.copy_(bias)
-    return classifier.to(workers.device)
 
 
 def _predicted(study: StudyFolder, model: str) -> dict[str, Any] | None:

@@ -48,14 +48,18 @@ PREPARATION = (
     "eval_crops",
 )
 """Keys of `data` that a trained model dictates."""
-EXAMPLES = """\
-  python launch.py search=stmem_ptbxl data.root=DIR               the main job on PTB-XL
-  python launch.py search=stmem_ptbxl data=synthetic scale=laptop without recordings, in minutes
-  python launch.py search=stmem_ptbxl model.mask_ratio=0.6        a fixed value is not searched
-  python launch.py search=stmem_ptbxl 'space.model.mask_ratio={uniform: [0.5, 0.8]}'
-  python launch.py search=stmem_ptbxl space=none sampler=grid model.mask_ratio=0.65,0.75,0.85
-  python launch.py command=show search=stmem_ptbxl                what would run; also train, prepare
-  python launch.py command=report study_dir=DIR                   also train trial=N; evaluate checkpoint=DIR"""
+EXAMPLES = (
+    ("the main job on PTB-XL", "search=stmem_ptbxl data.root=DIR"),
+    ("without recordings, in minutes", "search=stmem_ptbxl data=synthetic scale=laptop"),
+    ("a fixed value is not searched", "search=stmem_ptbxl model.mask_ratio=0.6"),
+    ("another range", "search=stmem_ptbxl 'space.model.mask_ratio={uniform: [0.5, 0.8]}'"),
+    ("exactly these three", "search=stmem_ptbxl space=none sampler=grid model.mask_ratio=0.65,0.75,0.85"),
+    ("what would run", "command=show search=stmem_ptbxl"),
+    ("a study's report again", "command=report study_dir=DIR"),
+    ("one trial of a study again", "command=train study_dir=DIR trial=N"),
+    ("a checkpoint on the test fold", "command=evaluate checkpoint=DIR evaluate.fold=test"),
+)
+"""What is done, and what is typed for it."""
 
 
 @dataclass(frozen=True)
@@ -506,7 +510,8 @@ def help_text(config_dir: Path | None = None) -> str:
     """What --help prints: every group with its options, then examples."""
     lines = ["python launch.py [GROUP=OPTION ...] [KEY=VALUE ...] [--cfg] [--config-dir DIR]", "", "Groups:"]
     lines += [f"  {group:<10} {' '.join(_options_of(group, config_dir))}" for group in GROUPS]
-    lines += ["", "Examples (--cfg prints every key with its value):", EXAMPLES]
+    lines += ["", "Examples (--cfg prints every key with its value):"]
+    lines += [f"  {'# ' + purpose:<34}python launch.py {typed}" for purpose, typed in EXAMPLES]
     return "\n".join(lines)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from data.record import DataError
 from models.classifier import Classifier
@@ -74,21 +75,18 @@ def _stages(run: Run, num_records: int) -> Iterator[float]:
     """Seconds of each stage; the probe and the validation are within the error of this estimate."""
     pretext = build_pretext(run)
     if run.task.stages != "finetune":
-        stage = run.task.pretrain
-        noise = torch.Generator().manual_seed(0)
-        draws = pretext.draw(stage.batch_size, noise)
-        yield _seconds(run, stage, num_records, lambda signal: pretext(signal, draws))
+        draws = pretext.draw(run.task.pretrain.batch_size, torch.Generator().manual_seed(0))
+        yield _seconds(run, run.task.pretrain, num_records, lambda signal: pretext(signal, draws))
     if run.task.stages != "pretrain":
-        stage = run.task.finetune
-        classifier = Classifier(pretext.encoder, 5, drop_path=stage.drop_path, head_init_std=stage.head_init_std)
-        yield _seconds(run, stage, num_records, lambda signal: classifier(signal).square().mean())
+        classifier = Classifier(pretext.encoder, 1, drop_path=0.0, head_init_std=0.01)
+        yield _seconds(run, run.task.finetune, num_records, lambda signal: classifier(signal).square().mean())
 
 
-def _seconds(run: Run, stage: Stage, num_records: int, loss) -> float:  # type: ignore[no-untyped-def]
+def _seconds(run: Run, stage: Stage, num_records: int, loss: Callable[[Tensor], Tensor]) -> float:
     signal = torch.randn(stage.batch_size, len(run.data.leads), run.data.window_samples)
     laps = []
     for _ in itertools.repeat(None, TIMED_STEPS + 1):
         started = time.perf_counter()
-        loss(signal).backward()
+        loss(signal).backward()  # type: ignore[no-untyped-call]
         laps.append(time.perf_counter() - started)
     return min(laps[1:]) * max(1, num_records // stage.batch_size) * stage.num_epochs

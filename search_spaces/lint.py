@@ -169,7 +169,8 @@ class MadeUpStore:
 
     def record(self, row: int) -> NDArray[np.int16]:
         """(C, T) view of one record."""
-        return self._units[row]
+        units: NDArray[np.int16] = self._units[row]
+        return units
 
 
 def made_up_recordings(run: Run) -> Recordings:

@@ -36,7 +36,7 @@ class LedgerSearcher(Searcher):
         self._ledger = ledger
         self._assign = assign
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial's assignment; FINISHED when the study has enough."""
         following = self._ledger.next_trial()
         return Searcher.FINISHED if following is None else self._assign(*following)
@@ -67,7 +67,7 @@ class LedgerScheduler(FIFOScheduler):
         """Stop or go on."""
         goes_on = self._ledger.report(trial.config["number"], unflattened(result))
         self._on_change()
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """A trial whose process failed is told FAIL, with the error's last line."""

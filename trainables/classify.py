@@ -18,7 +18,7 @@ from trainables.components import build
 from trainables.optimizers import build_optimizer, parameter_groups
 from trainables.predict import validate
 from trainables.pretrain import build_pretext
-from trainables.probe import embed
+from trainables.probe import embed, probe_head
 from trainables.recordings import Recordings, window_of
 from trainables.seeds import FINETUNE, INITIALISATION, generator_of, seed_of
 from trainables.settings import Run
@@ -27,15 +27,31 @@ from trainables.steps import Share, train_epoch
 from trainables.workers import Workers
 
 
-def enter_finetune(run: Run, state: TrainState, encoder: Encoder, num_classes: int, workers: Workers) -> None:
-    """Put a classifier on a copy of `encoder`, and its optimiser, into `state`."""
+def enter_finetune(
+    run: Run, state: TrainState, encoder: Encoder, recordings: Recordings, workers: Workers, *, resumed: bool = False
+) -> None:
+    """Put a classifier on a copy of `encoder`, and its optimiser, into `state`.
+
+    Args:
+        run: whose fine-tuning begins.
+        state: enters the stage.
+        encoder: begins it; it stays as it is.
+        recordings: the run's; a probe is fitted on the training records where the head begins as one.
+        workers: this worker's place.
+        resumed: saved weights will replace these, so none need be fitted.
+
+    Source: a head that begins as the linear probe, Kumar et al. 2022, arXiv:2202.10054.
+    """
     stage = run.task.finetune
+    num_classes = len(recordings.labels.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, INITIALISATION, FINETUNE))
         classifier = Classifier(
             copy.deepcopy(encoder).cpu(), num_classes, drop_path=stage.drop_path, head_init_std=stage.head_init_std
         )
     classifier.to(workers.device)
+    if stage.head_init == "probe" and not resumed:
+        probe_head(classifier, recordings, run.data, run.task.probe, workers)
     if stage.mode == "linprobe":
         classifier.encoder.requires_grad_(False)
     groups = parameter_groups(

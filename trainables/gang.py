@@ -1,8 +1,8 @@
 """One trial on several workers: the same epochs in a Ray Train gang, each gated by what the scheduler decides.
 
 The workers report to a mailbox and wait there for leave to go on, so not one step is computed after a stop, and no
-report waits for Train's polling (2 s a report). When a trial ends its gang has ended too: Tune would otherwise start the
-next one on CPUs that are not free yet and wait for ever.
+report waits for Train's polling (2 s a report). When a trial ends its gang has ended too: Tune would otherwise start
+the next one on CPUs that are not free yet and wait for ever.
 """
 
 from __future__ import annotations

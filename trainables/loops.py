@@ -35,12 +35,11 @@ def train(
     Raises:
         FloatingPointError: if something is not finite; `state` then holds what was good before.
     """
-    num_classes = len(recordings.labels.classes)
     if saved is not None and saved.stage == "finetune":
-        enter_finetune(run, state, fresh_encoder(run), num_classes, workers)
+        enter_finetune(run, state, fresh_encoder(run), recordings, workers, resumed=True)
         saved.restore(state)
     elif run.task.stages == "finetune":
-        enter_finetune(run, state, first_encoder(run), num_classes, workers)
+        enter_finetune(run, state, first_encoder(run), recordings, workers)
     else:
         enter_pretrain(run, state, workers)
         if saved is not None:
@@ -50,7 +49,7 @@ def train(
         if run.task.stages == "pretrain":
             return
         assert isinstance(state.model, PretextTask)
-        enter_finetune(run, state, state.model.encoder, num_classes, workers)
+        enter_finetune(run, state, state.model.encoder, recordings, workers)
     for metrics in classify(run, state, recordings, workers):
         yield {"epoch": state.epoch, "stage": "finetune", **metrics}
 

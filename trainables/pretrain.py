@@ -10,11 +10,12 @@ import torch
 
 from data.loaders import TrainBatches
 from models.classifier import Classifier
+from models.encoder import Encoder
 from models.pretext import PretextTask
 from trainables.components import build
 from trainables.optimizers import build_optimizer, parameter_groups
 from trainables.predict import validate
-from trainables.probe import fit_head
+from trainables.probe import probe_head
 from trainables.recordings import Recordings, window_of
 from trainables.seeds import INITIALISATION, PRETRAIN, generator_of, seed_of
 from trainables.settings import Run
@@ -91,7 +92,7 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
             stage_epoch=state.stage_epoch,
             workers=workers,
         )
-        classifier = probed(run, pretext, recordings, workers)
+        classifier = probed(run, pretext.encoder, recordings, workers)
         metrics |= validate(classifier, recordings, run.data, run.task, workers)
         state.finish_epoch(metrics)
         if run.task.stages == "pretrain":
@@ -99,12 +100,10 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
         yield metrics
 
 
-def probed(run: Run, pretext: PretextTask, recordings: Recordings, workers: Workers) -> Classifier:
-    """The pretext task's encoder as it is, with a linear probe on the training records as its head."""
-    weight, bias = fit_head(pretext.encoder, recordings, run.data, run.task.pretrain.probe, workers)
-    encoder = copy.deepcopy(pretext.encoder)  # a classifier makes its encoder's parameters trainable
-    classifier = Classifier(encoder, len(recordings.labels.classes), drop_path=0.0, head_init_std=0.0)
-    with torch.no_grad():
-        classifier.head.weight.copy_(weight)
-        classifier.head.bias.copy_(bias)
-    return classifier.to(workers.device)
+def probed(run: Run, encoder: Encoder, recordings: Recordings, workers: Workers) -> Classifier:
+    """A copy of an encoder with a linear probe on the training records as its head."""
+    copied = copy.deepcopy(encoder)  # a classifier makes its encoder's parameters trainable
+    classifier = Classifier(copied, len(recordings.labels.classes), drop_path=0.0, head_init_std=0.0)
+    classifier.to(workers.device)
+    probe_head(classifier, recordings, run.data, run.task.probe, workers)
+    return classifier

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from data.loaders import eval_batches
 from data.store import Store
+from models.classifier import Classifier
 from models.encoder import Encoder
 from trainables.recordings import Recordings, window_of
 from trainables.settings import Data, Probe
@@ -89,16 +90,21 @@ def fit(features: Tensor, targets: Tensor, *, kind: str, l2: float) -> tuple[Ten
     return folded.float(), (bias.detach() - folded @ mean).float()
 
 
-def fit_head(
-    encoder: Encoder, recordings: Recordings, data: Data, settings: Probe, workers: Workers
-) -> tuple[Tensor, Tensor]:
-    """The probe of `encoder` on the training records, as a linear head (K, D) and (K) on its embeddings."""
+def probe_head(classifier: Classifier, recordings: Recordings, data: Data, settings: Probe, workers: Workers) -> None:
+    """Make the head of `classifier` the linear probe of its encoder, fitted on the training records.
+
+    Raises:
+        FloatingPointError: if an embedding is not finite.
+    """
     rows = recordings.split.train
     if settings.max_train_records is not None and len(rows) > settings.max_train_records:
         # equally spaced rows: the same ones at every epoch and for every trial of a study
         rows = rows[np.linspace(0, len(rows) - 1, settings.max_train_records).round().astype(np.int64)]
-    features = embed(encoder, recordings.store, rows, data, workers)
+    features = embed(classifier.encoder, recordings.store, rows, data, workers)
     if not torch.isfinite(features).all():
         raise FloatingPointError("the encoder's embeddings are not finite")
     targets = torch.from_numpy(recordings.targets(rows))
-    return fit(features, targets, kind=recordings.labels.kind, l2=settings.l2)
+    weight, bias = fit(features, targets, kind=recordings.labels.kind, l2=settings.l2)
+    with torch.no_grad():
+        classifier.head.weight.copy_(weight)
+        classifier.head.bias.copy_(bias)

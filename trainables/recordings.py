@@ -94,8 +94,8 @@ def rows_of_fold(recordings: Recordings, data: Data, fold: str | int) -> tuple[s
         fold: "valid" (as subsampled for the search), "test", or the number of one.
 
     Returns:
-        "valid" or "test", what the rows count as, and the rows. A fold by number is taken whole; it counts as test where
-        it is one of the test folds.
+        "valid" or "test", what the rows count as, and the rows. A fold by number is taken whole; it counts as test
+        where it is one of the test folds.
 
     Raises:
         DataError: if no labelled recording has that number.

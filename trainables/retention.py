@@ -1,7 +1,7 @@
 """Which models stay on disk: a study's best few across all its trials, and the default configuration's.
 
-Everything here may be interrupted anywhere and done again: a checkpoint is whole once its JSON is there, and its JSON says
-its trial and value, so that the folders can be put in order from what is found in them.
+Everything here may be interrupted anywhere and done again: a checkpoint is whole once its JSON is there, and its JSON
+says its trial and value, so that the folders can be put in order from what is found in them.
 """
 
 from __future__ import annotations

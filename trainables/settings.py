@@ -149,7 +149,7 @@ class Stage(Settings):
 
 
 class Probe(Settings):
-    """The linear probe on frozen embeddings that gives a pre-training epoch its `val/auroc`."""
+    """The linear probe on frozen embeddings: the `val/auroc` of a pre-training epoch, and where fine-tuning begins."""
 
     l2: float = Field(gt=0)
     max_train_records: int | None = Field(ge=1)
@@ -157,8 +157,6 @@ class Probe(Settings):
 
 class Pretrain(Stage):
     """Self-supervised pre-training: the pretext loss is minimised, the probe is what the search sees."""
-
-    probe: Probe
 
 
 class Finetune(Stage):
@@ -168,6 +166,8 @@ class Finetune(Stage):
     layer_decay: float = Field(gt=0, le=1)
     drop_path: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=1)
+    head_init: Literal["probe", "normal"]
+    """Whether the head begins as the linear probe of the encoder, or drawn from N(0, head_init_std)."""
     head_init_std: float = Field(ge=0)
 
 
@@ -185,6 +185,7 @@ class Task(Settings):
     """torchmetrics class names, logged as val/<snake_case>."""
     encoder: str | None
     """Folder of a checkpoint whose encoder `finetune` starts from."""
+    probe: Probe
     pretrain: Pretrain
     finetune: Finetune
 

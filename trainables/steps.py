@@ -102,7 +102,7 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], stag
 def _synchronised(module: nn.Module, last_of_cycle: bool) -> contextlib.AbstractContextManager[None]:
     """Between the batches of one step the workers need not talk."""
     if isinstance(module, DistributedDataParallel) and not last_of_cycle:
-        return module.no_sync()  # type: ignore[no-any-return]
+        return module.no_sync()
     return contextlib.nullcontext()
 
 
