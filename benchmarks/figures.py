@@ -5,19 +5,17 @@ is described by its parts alone (never by a host name, a user or a path), so tha
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-VERSIONED = ("torch", "ray", "optuna")
-"""Packages whose versions explain a figure."""
+# A benchmark is run as a file: Python then looks for imports beside it, where our packages are not. Importing this
+# module first, which lies there, lets a benchmark find them uninstalled.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 
 @dataclass(frozen=True)
@@ -82,36 +80,7 @@ def line(figure: Figure) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Parts and versions of this machine; a package that is not installed has the version None."""
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": gpu_models(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        **{package: installed_version(package) for package in VERSIONED},
-    }
+    """Parts of this machine, and versions of what a figure depends on."""
+    from trainables.provenance import hardware, versions  # torch, seconds to import: --help does without
 
-
-def cpu_model() -> str:
-    """The processor's own name; Linux tells it in /proc alone."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def gpu_models() -> list[str]:
-    """Names of the GPUs that torch sees, in order."""
-    import torch  # seconds to import: --help does without
-
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return hardware() | {"system": platform.system()} | versions()

@@ -1,13 +1,16 @@
 """What a trial costs before it learns anything: wall seconds of a study divided by its trials.
 
-Two trials at a time, Ray already up, loops empty (one report and the end). Figures, in seconds a trial:
+Two trials at a time, Ray already up, loops empty (one result and the end). Figures, in seconds a trial:
 
     nested       Ray Train inside Tune as the documentation of Ray 2.60 has it: each trial a function trainable that
                  runs a TorchTrainer of one worker, whose reports come back through TuneReportCallback. 4 trials, with
                  the dashboard on: without it the placement groups of ended trials are never given back.
     fresh_actor  a function trainable in a new actor each trial, `reuse_actors=False`.
+    in_process   a study of ours: the space and the sampler of search=stmem_ptbxl, its books written down as ever, a
+                 trial's epochs in an actor that the next trial uses again. Only the epochs are empty. Target: 0.5 s.
 
-The ratio of a figure is nested / figure.
+The ratio of a figure is nested / figure. Each has a Ray of its own with the same settings, and ours comes last: it sets
+variables of the environment that would spare the other two their log files.
 
     python benchmarks/trial_start.py --json FILE
 """
@@ -15,7 +18,8 @@ The ratio of a figure is nested / figure.
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,11 +29,23 @@ from figures import Figure, parse_arguments, publish
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from search_spaces.compose import compose_choices
+from search_spaces.distributions import apply, parse
+from search_spaces.ledger import Ledger
+from search_spaces.schedulers import make_policy
+from search_spaces.schema import Launch, checked
+from search_spaces.tuning import run_trials
+from trainables.settings import Run
+from trainables.study import StudyFolder
+from trainables.trial import Assignment, Engine, Trial
+
 CONCURRENT_TRIALS = 2
-NUM_CPUS = 4
+NUM_CPUS = 2
 """Two nested trials at a time take four: Tune gives each driver one CPU, Train each worker one."""
 NUM_NESTED_TRIALS = 4
 NUM_ACTOR_TRIALS = 12
+NUM_OUR_TRIALS = 36
+TARGET_S = 0.5
 
 
 @contextlib.contextmanager
@@ -49,7 +65,7 @@ def seconds_per_trial(trainable: Callable[[dict[str, Any]], None], num_trials: i
     Raises:
         RuntimeError: if a trial failed, for then its seconds mean nothing.
     """
-    with tempfile.TemporaryDirectory() as storage:
+    with tempfile.TemporaryDirectory() as storage, ray_instance():
         tuner = ray.tune.Tuner(
             trainable,
             param_space={"x": ray.tune.uniform(0.0, 1.0), "storage": storage},
@@ -96,16 +112,112 @@ def nested_worker(choices: dict[str, Any]) -> None:
     ray.train.report({"x": choices["x"]})
 
 
+def our_seconds_per_trial(num_trials: int) -> float:
+    """Wall seconds of a study of ours with empty epochs, divided by its trials.
+
+    Raises:
+        RuntimeError: if a trial did not end COMPLETE, for then its seconds mean nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder, ray_instance():
+        launch = our_launch(Path(folder), num_trials)
+        start = time.perf_counter()
+        ledger = open_ledger(launch)
+        run_trials(
+            ledger,
+            launch.cluster,
+            store=Path(folder, "store"),
+            metric=launch.search.metric,
+            maximize=launch.search.direction == "maximize",
+            on_change=lambda: None,
+            trainable=EmptyTrial,
+        )
+        seconds = time.perf_counter() - start
+        states = [trial.state for trial in ledger.trials.values()]
+    if states != ["COMPLETE"] * num_trials:
+        raise RuntimeError(f"{num_trials} trials must end COMPLETE, got {states}")
+    return seconds / num_trials
+
+
+def our_launch(folder: Path, num_trials: int) -> Launch:
+    """The main search at laptop scale, with its study in `folder`."""
+    return checked(
+        compose_choices(
+            [
+                "search=stmem_ptbxl",
+                "data=synthetic",
+                "scale=laptop",
+                f"study_dir={folder / 'study'}",
+                f"search.num_trials={num_trials}",
+                f"cluster.max_concurrent_trials={CONCURRENT_TRIALS}",
+            ]
+        ).tree
+    )
+
+
+def open_ledger(launch: Launch) -> Ledger:
+    """The books of a new study, as launch.py opens them."""
+    tree = launch.model_dump(mode="json", by_alias=True)
+    space = parse(launch.space)
+    folder = StudyFolder(Path(launch.study_dir))
+    folder.write_configuration(tree)
+
+    def make_run(params: Mapping[str, Any]) -> Run:
+        changed = apply(tree, params, launch.options)
+        return Run.model_validate({key: changed[key] for key in Run.model_fields})
+
+    return Ledger(
+        folder,
+        launch,
+        space,
+        make_run=make_run,
+        default_params=space.defaults(tree),
+        policy=make_policy(launch.scheduler, launch.task),
+        describe=lambda trial, run: {},  # an empty trial leaves no weights to describe
+    )
+
+
+class Empty:
+    """The engine of a trial that has nothing to compute."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._result = {
+            "epoch": assignment.run.task.num_epochs,
+            "stage": "finetune",
+            "metrics": {assignment.metric: 0.5},
+            "seconds": 0.0,
+            "value": 0.5,
+            "best_epoch": assignment.run.task.num_epochs,
+            "finished": True,
+            "reason": None,
+        }
+
+    def next_epoch(self) -> dict[str, Any]:
+        """The last epoch, at once."""
+        return self._result
+
+    def stop(self) -> None:
+        """Nothing is held."""
+
+
+class EmptyTrial(Trial):
+    """Our trial without its computation."""
+
+    def start_engine(self, assignment: Assignment) -> Engine:
+        """Nothing to begin."""
+        return Empty(assignment)
+
+
 def main() -> None:
-    """Measure both and publish them."""
+    """Measure all three and publish them."""
     assert __doc__ is not None
     arguments = parse_arguments(__doc__)
-    with ray_instance():
-        fresh_actor = seconds_per_trial(fresh_actor_trial, NUM_ACTOR_TRIALS)
-        nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS)
+    nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS)
+    fresh_actor = seconds_per_trial(fresh_actor_trial, NUM_ACTOR_TRIALS)
+    in_process = our_seconds_per_trial(NUM_OUR_TRIALS)
     figures = [
         Figure("nested", nested, "s/trial"),
         Figure("fresh_actor", fresh_actor, "s/trial", baseline=nested, ratio=nested / fresh_actor),
+        Figure("in_process", in_process, "s/trial", baseline=nested, ratio=nested / in_process, target=TARGET_S),
     ]
     publish(figures, arguments.json)
 

@@ -349,7 +349,7 @@ def _read_npy(path: Path) -> tuple[_Array, None]:
 
 
 def _read_npz(path: Path) -> tuple[_Array, None]:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return np.asarray(_signal_of(dict(arrays))), None
 
 

@@ -9,19 +9,22 @@ Shapes: C leads, T samples of a record (records may differ in T), n records, K c
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
 import json
 import os
 import shutil
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -126,8 +129,9 @@ def prepare_signal(record: Record, preparation: Preparation) -> NDArray[np.float
         )
     sections = _filter_sections(preparation)
     if len(sections):
-        # scipy extends a record by a few sections' length at both ends and refuses one that is shorter than that
-        extension = min(3 * (2 * len(sections) + 1), signal_mv.shape[-1] - 1)
+        # as scipy extends both ends by default, but shorter where a record is shorter, which scipy refuses
+        num_taps = 2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum())
+        extension = min(3 * num_taps, signal_mv.shape[-1] - 1)
         signal_mv = scipy_signal.sosfiltfilt(sections, signal_mv, axis=-1, padlen=extension)
     return np.ascontiguousarray(signal_mv, dtype=np.float32)
 
@@ -336,6 +340,22 @@ class _Prepared:
     reason: str = ""
 
 
+def _live_and_die_with_the_parent() -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the parent; end when it is killed.
+
+    A pool's processes hold both ends of their queue open and would otherwise wait for a dead parent for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after_the_parent, daemon=True).start()
+
+
+def _end_after_the_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "this runs in a pool's processes"
+    parent.join()
+    os._exit(1)
+
+
 def _prepare_rows(reader: Reader, preparation: Preparation, rows: Sequence[Mapping[str, Any]]) -> list[_Prepared]:
     """What a worker process does; at the top level so that it can be sent there."""
     return [_prepare_row(reader, preparation, row) for row in rows]
@@ -377,8 +397,10 @@ class _Build:
     ) -> None:
         """Write the signals, check the share of unreadable records, and only then say what is there."""
         row = 0
-        with synced(self.folder / "signals.int16") as file:
-            for prepared in self._prepared(num_processes):
+        chunks = self._prepared(num_processes)
+        # closed at once after an error, so that no process goes on reading
+        with synced(self.folder / "signals.int16") as file, contextlib.closing(chunks):
+            for prepared in chunks:
                 for one in prepared:
                     self._write_record(file, row, one)
                     row += 1
@@ -396,7 +418,7 @@ class _Build:
         self.num_values += prepared.units.size
         self.num_clipped += prepared.num_clipped
 
-    def _prepared(self, num_processes: int | None) -> Iterator[list[_Prepared]]:
+    def _prepared(self, num_processes: int | None) -> Generator[list[_Prepared], None, None]:
         """All records in the table's order, a chunk at a time."""
         chunks = _chunks(self.table)
         if num_processes is None:
@@ -408,10 +430,10 @@ class _Build:
 
     def _prepared_in_processes(
         self, chunks: Iterator[list[dict[str, Any]]], num_processes: int
-    ) -> Iterator[list[_Prepared]]:
+    ) -> Generator[list[_Prepared], None, None]:
         """Few chunks are under way at a time, so memory stays bounded however large the source is."""
         # spawned, not forked: the caller may have threads (torch, Ray), and a forked child inherits their locks
-        with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(num_processes, get_context("spawn"), _live_and_die_with_the_parent) as pool:
             waiting: deque[Future[list[_Prepared]]] = deque()
             try:
                 for rows in chunks:

@@ -116,7 +116,6 @@ def concurrency(cluster: Cluster, resources: dict[str, float], num_gpus: float) 
     room = [resources.get("CPU", 0.0) / (workers * cluster.cpus_per_worker)]
     if num_gpus > 0:
         room.append(resources.get("GPU", 0.0) / (workers * num_gpus))
-    # the driver of a gang takes 0.001 of a CPU that no worker may need whole: the division leaves that out on purpose
     fitting = math.floor(min(room) + 1e-9)
     if fitting < 1:
         demand = f"{workers} x {cluster.cpus_per_worker} CPU" + (

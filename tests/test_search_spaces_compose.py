@@ -25,8 +25,8 @@ JOB = "search=stmem_ptbxl"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _files_are_read_once():
-    """Hydra reads twenty files for each configuration: here once for each set of options."""
+def _each_set_of_options_is_read_once():
+    """Hydra reads twenty files for a configuration, a tenth of a second."""
     read, patch = compose._hydra, pytest.MonkeyPatch()
     kept = functools.cache(lambda groups, config_dir: read(dict(groups), config_dir))
     patch.setattr(compose, "_hydra", lambda groups, folder: copy.deepcopy(kept(tuple(groups.items()), folder)))
@@ -86,13 +86,17 @@ def test_every_search_composes_with_every_scale_data_and_debug(search, scale):
         assert len(parse(launch.space).leaves) >= 2
 
 
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [(group, option) for group in ("sampler", "scheduler", "cluster", "tracking", "task") for option in options(group)],
-)
-def test_every_option_composes(group, option):
-    typed = [f"{group}={option}", *(["task.encoder=somewhere"] if option == "finetune" else [])]
-    checked(tree(*typed))
+OTHER_GROUPS = ("sampler", "scheduler", "cluster", "tracking", "task")
+
+
+@pytest.mark.parametrize("number", range(max(len(options(group)) for group in OTHER_GROUPS)))
+def test_every_option_of_the_other_groups_composes(number):
+    chosen = {group: options(group)[number % len(options(group))] for group in OTHER_GROUPS}
+    typed = [f"{group}={option}" for group, option in chosen.items()]
+    launch = checked(tree(*typed, *(["task.encoder=somewhere"] if chosen["task"] == "finetune" else [])))
+    assert [getattr(launch, group).name for group in ("sampler", "scheduler", "tracking", "task")] == [
+        chosen[group] for group in ("sampler", "scheduler", "tracking", "task")
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -566,7 +570,7 @@ def composed_and_checked(arguments):
     launch.identity()
 
 
-@pytest.mark.parametrize(("seed", "count"), [(20, 250), pytest.param(21, 4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(20, 200), pytest.param(21, 4000, marks=pytest.mark.slow)])
 def test_a_mutated_command_line_is_composed_or_refused_in_one_line(seed, count):
     generator = random.Random(seed)
     outcomes = []
@@ -576,7 +580,7 @@ def test_a_mutated_command_line_is_composed_or_refused_in_one_line(seed, count):
         typed[hit] = mutated(typed[hit], generator)
         outcomes.append(outcome(lambda typed=typed: composed_and_checked([JOB, *typed])))
     assert count / 25 < outcomes.count("accepted") < count / 2
-    assert len(set(outcomes)) > count / 4
+    assert len(set(outcomes)) > count / 5
 
 
 FILE = """\
@@ -598,7 +602,7 @@ space:
 """
 
 
-@pytest.mark.parametrize(("seed", "count"), [(20, 60), pytest.param(21, 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(20, 25), pytest.param(21, 400, marks=pytest.mark.slow)])
 def test_a_mutated_search_file_is_composed_or_refused_in_one_line(tmp_path, seed, count):
     generator = random.Random(seed)
     (tmp_path / "search").mkdir()
@@ -613,4 +617,4 @@ def test_a_mutated_search_file_is_composed_or_refused_in_one_line(tmp_path, seed
         arguments = [f"search=mutant_{number}", "--config-dir", str(tmp_path)]
         outcomes.append(outcome(lambda arguments=arguments: composed_and_checked(arguments)))
     assert count / 25 < outcomes.count("accepted") < count / 2
-    assert len(set(outcomes)) > count / 4
+    assert len(set(outcomes)) > count / 5

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _files_are_read_once():
-    """Hydra reads twenty files for each configuration: here once for each set of options."""
+def _each_set_of_options_is_read_once():
+    """Hydra reads twenty files for a configuration, a tenth of a second."""
     read, patch = compose._hydra, pytest.MonkeyPatch()
     kept = functools.cache(lambda groups, config_dir: read(dict(groups), config_dir))
     patch.setattr(compose, "_hydra", lambda groups, folder: copy.deepcopy(kept(tuple(groups.items()), folder)))

@@ -8,6 +8,7 @@ the next one on CPUs that are not free yet and wait for ever.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 from typing import Any
@@ -20,6 +21,8 @@ from trainables.trial import Assignment, Engine, Trial, epochs
 from trainables.workers import Workers
 
 FAILED = "failed"
+DRIVERS_ROOM = 0.01
+"""CPU that each worker leaves for the drivers of trials: a gang of two then fits on two CPUs. Threads stay whole."""
 
 
 @ray.remote(num_cpus=0)
@@ -72,10 +75,10 @@ class Gang:
         self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         scratch = assignment.folder / "train"
         shutil.rmtree(scratch, ignore_errors=True)  # Train would go on from what it finds under the same name
-        # the driver of a gang has no GPU of its own: Train places the workers, each with its share
-        resources = {"CPU": float(assignment.cpus_per_worker)}
+        resources = {"CPU": assignment.cpus_per_worker - DRIVERS_ROOM}
         if assignment.num_gpus > 0:
             resources["GPU"] = assignment.num_gpus
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s: how late an end is noticed
         trainer = TorchTrainer(
             work,
             train_loop_config={"assignment": assignment.to_config(), "mailbox": self._mailbox},
