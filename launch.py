@@ -295,16 +295,20 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
     from search_spaces.tuning import ray_instance, run_trials
 
     console.print(f"study: {ledger.folder.path}", markup=False)
-    with quiet(console, ledger.folder.log) as terminal, ray_instance(launch.cluster):
-        with Display(terminal, ledger, launch.task.num_epochs) as display:
-            run_trials(
-                ledger,
-                launch.cluster,
-                store=store.path,
-                metric=launch.search.metric,
-                maximize=launch.search.direction == "maximize",
-                on_change=display,
-            )
+    with (
+        quiet(console, ledger.folder.log) as terminal,
+        ray_instance(launch.cluster),
+        Display(terminal, ledger, launch.task.num_epochs) as display,
+    ):
+        run_trials(
+            ledger,
+            launch.cluster,
+            store=store.path,
+            metric=launch.search.metric,
+            maximize=launch.search.direction == "maximize",
+            on_change=display,
+            scheduler=launch.scheduler,
+        )
 
 
 def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:
@@ -494,13 +498,13 @@ def prepare(launch: Launch, console: Console) -> int:
 
 def fetch(launch: Launch, console: Console) -> None:
     """Download PTB-XL to data.root; what is there and whole is not fetched again."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from data.download import PTBXL_URL, download
 
     if launch.data.name != "ptb_xl" or launch.data.root is None:
         raise ChoiceError("data.download=true fetches PTB-XL: it needs data=ptb_xl and data.root=DIR to put it in")
-    columns = (TextColumn("downloading PTB-XL"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("downloading PTB-XL"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         download(

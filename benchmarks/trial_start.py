@@ -5,12 +5,12 @@ Two trials at a time, Ray already up, loops empty (one result and the end). Figu
     nested       Ray Train inside Tune as the documentation of Ray 2.60 has it: each trial a function trainable that
                  runs a TorchTrainer of one worker, whose reports come back through TuneReportCallback. 4 trials, with
                  the dashboard on: without it the placement groups of ended trials are never given back.
-    fresh_actor  a function trainable in a new actor each trial, `reuse_actors=False`.
-    in_process   a study of ours: the space and the sampler of search=stmem_ptbxl, its books written down as ever, a
-                 trial's epochs in an actor that the next trial uses again. Only the epochs are empty. Target: 0.5 s.
+    fresh_actor  a function trainable in a new actor each trial, `reuse_actors=False`. 12 trials.
+    in_process   search=stmem_ptbxl as it is shipped: its space, sampler, scheduler and 50 trials, its books written as
+                 ever, each trial in an actor that the next one uses again; only the epochs are empty. Target: 0.5 s.
 
-The ratio of a figure is nested / figure. Each has a Ray of its own with the same settings, and ours comes last: it sets
-variables of the environment that would spare the other two their log files.
+The ratio of a figure is nested / figure. Each study has a Ray of its own that holds two of its trials and no third, and
+ours comes last: it sets variables of the environment that would spare the other two their log files.
 
     python benchmarks/trial_start.py --json FILE
 """
@@ -28,10 +28,12 @@ import ray.tune
 from figures import Figure, parse_arguments, publish
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from rich.console import Console
 
 from search_spaces.compose import compose_choices
 from search_spaces.distributions import apply, parse
 from search_spaces.ledger import Ledger
+from search_spaces.quiet import quiet
 from search_spaces.schedulers import make_policy
 from search_spaces.schema import Launch, checked
 from search_spaces.tuning import run_trials
@@ -40,32 +42,41 @@ from trainables.study import StudyFolder
 from trainables.trial import Assignment, Engine, Trial
 
 CONCURRENT_TRIALS = 2
-NUM_CPUS = 2
-"""Two nested trials at a time take four: Tune gives each driver one CPU, Train each worker one."""
 NUM_NESTED_TRIALS = 4
 NUM_ACTOR_TRIALS = 12
-NUM_OUR_TRIALS = 36
 TARGET_S = 0.5
 
 
 @contextlib.contextmanager
-def ray_instance() -> Iterator[None]:
-    """Ray, with its dashboard, for the length of the block; its first worker has answered on entry."""
-    ray.init(address="local", num_cpus=NUM_CPUS, num_gpus=0, include_dashboard=True, log_to_driver=False)
-    try:
-        ray.get(ray.remote(lambda: None).remote())
-        yield
-    finally:
-        ray.shutdown()
+def ray_instance(log: Path, *, cpus_per_trial: int) -> Iterator[None]:
+    """Ray, with its dashboard, for the length of the block; its first worker has answered on entry.
+
+    Args:
+        log: where everything goes that Ray and Tune would write to the terminal.
+        cpus_per_trial: what one of the concurrent trials takes.
+    """
+    num_cpus = CONCURRENT_TRIALS * cpus_per_trial
+    with quiet(Console(), log):
+        ray.init(address="local", num_cpus=num_cpus, num_gpus=0, include_dashboard=True, log_to_driver=False)
+        try:
+            ray.get(ray.remote(lambda: None).remote())
+            yield
+        finally:
+            ray.shutdown()
 
 
-def seconds_per_trial(trainable: Callable[[dict[str, Any]], None], num_trials: int) -> float:
+def seconds_per_trial(
+    trainable: Callable[[dict[str, Any]], None], num_trials: int, *, cpus_per_trial: int = 1
+) -> float:
     """Wall seconds of a study over `trainable`, divided by its trials.
 
     Raises:
         RuntimeError: if a trial failed, for then its seconds mean nothing.
     """
-    with tempfile.TemporaryDirectory() as storage, ray_instance():
+    with (
+        tempfile.TemporaryDirectory() as storage,
+        ray_instance(Path(storage, "ray.log"), cpus_per_trial=cpus_per_trial),
+    ):
         tuner = ray.tune.Tuner(
             trainable,
             param_space={"x": ray.tune.uniform(0.0, 1.0), "storage": storage},
@@ -112,46 +123,43 @@ def nested_worker(choices: dict[str, Any]) -> None:
     ray.train.report({"x": choices["x"]})
 
 
-def our_seconds_per_trial(num_trials: int) -> float:
+def our_seconds_per_trial(*typed: str) -> float:
     """Wall seconds of a study of ours with empty epochs, divided by its trials.
+
+    Args:
+        typed: what else would be typed for it.
 
     Raises:
         RuntimeError: if a trial did not end COMPLETE, for then its seconds mean nothing.
     """
-    with tempfile.TemporaryDirectory() as folder, ray_instance():
-        launch = our_launch(Path(folder), num_trials)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ray_instance(Path(folder, "ray.log"), cpus_per_trial=1),
+    ):
+        launch = our_launch(Path(folder, "study"), *typed)
         start = time.perf_counter()
         ledger = open_ledger(launch)
         run_trials(
             ledger,
             launch.cluster,
-            store=Path(folder, "store"),
+            store=Path(folder, "store"),  # which no empty trial opens
             metric=launch.search.metric,
             maximize=launch.search.direction == "maximize",
             on_change=lambda: None,
+            scheduler=launch.scheduler,
             trainable=EmptyTrial,
         )
         seconds = time.perf_counter() - start
         states = [trial.state for trial in ledger.trials.values()]
-    if states != ["COMPLETE"] * num_trials:
-        raise RuntimeError(f"{num_trials} trials must end COMPLETE, got {states}")
-    return seconds / num_trials
+    if states != ["COMPLETE"] * launch.search.num_trials:
+        raise RuntimeError(f"{launch.search.num_trials} trials must end COMPLETE, got {states}")
+    return seconds / len(states)
 
 
-def our_launch(folder: Path, num_trials: int) -> Launch:
-    """The main search at laptop scale, with its study in `folder`."""
-    return checked(
-        compose_choices(
-            [
-                "search=stmem_ptbxl",
-                "data=synthetic",
-                "scale=laptop",
-                f"study_dir={folder / 'study'}",
-                f"search.num_trials={num_trials}",
-                f"cluster.max_concurrent_trials={CONCURRENT_TRIALS}",
-            ]
-        ).tree
-    )
+def our_launch(study_dir: Path, *typed: str) -> Launch:
+    """The main search, two trials at a time; its recordings are never opened."""
+    shipped = ("search=stmem_ptbxl", "data=synthetic", f"cluster.max_concurrent_trials={CONCURRENT_TRIALS}")
+    return checked(compose_choices([*shipped, f"study_dir={study_dir}", *typed]).tree)
 
 
 def open_ledger(launch: Launch) -> Ledger:
@@ -211,9 +219,10 @@ def main() -> None:
     """Measure all three and publish them."""
     assert __doc__ is not None
     arguments = parse_arguments(__doc__)
-    nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS)
+    # a nested trial takes two CPUs: Tune gives its driver one and Train its worker one
+    nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS, cpus_per_trial=2)
     fresh_actor = seconds_per_trial(fresh_actor_trial, NUM_ACTOR_TRIALS)
-    in_process = our_seconds_per_trial(NUM_OUR_TRIALS)
+    in_process = our_seconds_per_trial()
     figures = [
         Figure("nested", nested, "s/trial"),
         Figure("fresh_actor", fresh_actor, "s/trial", baseline=nested, ratio=nested / fresh_actor),

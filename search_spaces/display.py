@@ -38,7 +38,14 @@ class Display(AbstractContextManager["Display"]):
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=2)
+            # standard output and error belong to the log file while this lives: do not bring them back
+            self._live = Live(
+                self._table(),
+                console=self._console,
+                refresh_per_second=2,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._live.start()
         return self
 
@@ -61,6 +68,8 @@ class Display(AbstractContextManager["Display"]):
                 self._console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, trial: TrialRecord) -> str:
+        if trial.state == "RUNNING" and trial.epoch == 0:
+            return f"trial {trial.number}  started  {chosen(trial.params)}".rstrip()
         metric = self._ledger.search.metric
         shown = trial.metrics.get(metric)
         value = "" if shown is None else f"  {metric} {shown:.4f}"
@@ -87,7 +96,7 @@ class Display(AbstractContextManager["Display"]):
             table.add_column(heading, no_wrap=heading != "chosen")
         for trial in self._rows():
             shown = trial.metrics.get(self._ledger.search.metric)
-            table.add_row(
+            cells = (
                 str(trial.number),
                 trial.state if trial.reason is None else f"{trial.state} ({trial.reason[:24]})",
                 f"{trial.epoch}/{self._num_epochs}",
@@ -96,8 +105,9 @@ class Display(AbstractContextManager["Display"]):
                 "" if trial.value is None else f"{trial.value:.4f}",
                 f"{trial.seconds:.0f}",
                 chosen(trial.params),
-                style="dim" if trial.state in ("PRUNED", "FAIL") else None,
             )
+            # as Text: rich would read the brackets of a list or a reason as markup
+            table.add_row(*map(Text, cells), style="dim" if trial.state in ("PRUNED", "FAIL") else None)
         return Group(table, Text(self.summary()))
 
     def _rows(self) -> list[TrialRecord]:

@@ -87,8 +87,9 @@ class Leaf:
         if isinstance(distribution, CategoricalDistribution):
             return f"{{choice: [{', '.join(map(written, distribution.choices))}]}}"
         assert isinstance(distribution, FloatDistribution | IntDistribution)
-        kinds = ("int_uniform", "log_int") if isinstance(distribution, IntDistribution) else ("uniform", "log_uniform")
-        step = f", step: {distribution.step}" if distribution.step not in (None, 1) else ""
+        whole = isinstance(distribution, IntDistribution)
+        kinds = ("int_uniform", "log_int") if whole else ("uniform", "log_uniform")
+        step = f", step: {distribution.step}" if distribution.step != (1 if whole else None) else ""
         return f"{{{kinds[distribution.log]}: [{distribution.low}, {distribution.high}]{step}}}"
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from data.record import DataError
 from models.classifier import Classifier
+from search_spaces.distributions import parse
 from search_spaces.schema import Launch
 from trainables.pretrain import build_pretext
 from trainables.recordings import reader_of
-from trainables.settings import Run, Stage
+from trainables.settings import Cluster, Run, Stage
+from trainables.steps import autocast
 
 TIMED_STEPS = 2  # after one that warms up
 
@@ -27,6 +29,7 @@ class Estimate:
 
     num_records: int
     trial_seconds: float
+    num_trials: int
     search_seconds: float
     device_hours: float
     at_a_time: int
@@ -38,25 +41,42 @@ def estimate(launch: Launch) -> Estimate | None:
     if num_records is None:
         return None
     run, cluster = launch.run, launch.cluster
+    device = torch.device("cuda" if _gpus_per_worker(cluster) > 0 else "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(cluster.cpus_per_worker)
     try:
-        alone = sum(_stages(run, num_records))
+        alone = sum(_stages(run, num_records, device))
     finally:
         torch.set_num_threads(threads)
-    num_cpus = cluster.num_cpus or os.cpu_count() or 1
-    at_a_time = max(1, num_cpus // (cluster.workers_per_trial * cluster.cpus_per_worker))
-    if cluster.max_concurrent_trials != "auto":
-        at_a_time = min(at_a_time, cluster.max_concurrent_trials)
+    at_a_time = _at_a_time(cluster)
     trial_seconds = alone / cluster.workers_per_trial
-    trials = launch.search.num_trials
+    trials = len(parse(launch.space).grid()) if launch.sampler.name == "grid" else launch.search.num_trials
     return Estimate(
         num_records=num_records,
         trial_seconds=trial_seconds,
+        num_trials=trials,
         search_seconds=trial_seconds * -(-trials // at_a_time),
         device_hours=alone * trials / 3600,
         at_a_time=at_a_time,
     )
+
+
+def _gpus_per_worker(cluster: Cluster) -> float:
+    """GPUs of each worker that this machine can stand in for."""
+    if not torch.cuda.is_available():
+        return 0.0
+    return 1.0 if cluster.gpus_per_worker == "auto" else cluster.gpus_per_worker
+
+
+def _at_a_time(cluster: Cluster) -> int:
+    """Trials that this machine runs at a time; one where it holds none, as a larger cluster then must."""
+    workers, num_gpus = cluster.workers_per_trial, _gpus_per_worker(cluster)
+    room = (cluster.num_cpus or os.cpu_count() or 1) / (workers * cluster.cpus_per_worker)
+    if num_gpus > 0:
+        room = min(room, torch.cuda.device_count() / (workers * num_gpus))
+    if cluster.max_concurrent_trials != "auto":
+        room = min(room, cluster.max_concurrent_trials)
+    return max(1, int(room + 1e-9))
 
 
 def _training_records(launch: Launch) -> int | None:
@@ -71,22 +91,38 @@ def _training_records(launch: Launch) -> int | None:
     return round(len(train) * share)
 
 
-def _stages(run: Run, num_records: int) -> Iterator[float]:
+def _stages(run: Run, num_records: int, device: torch.device) -> Iterator[float]:
     """Seconds of each stage; the probe and the validation are within the error of this estimate."""
-    pretext = build_pretext(run)
+    pretext = build_pretext(run).to(device)
     if run.task.stages != "finetune":
-        draws = pretext.draw(run.task.pretrain.batch_size, torch.Generator().manual_seed(0))
-        yield _seconds(run, run.task.pretrain, num_records, lambda signal: pretext(signal, draws))
+        first = run.task.pretrain
+        draws = pretext.draw(_batch_size(first, num_records), torch.Generator().manual_seed(0)).to(device)
+        yield _seconds(run, first, num_records, device, lambda signal: pretext(signal, draws)) * first.num_epochs
     if run.task.stages != "pretrain":
-        classifier = Classifier(pretext.encoder, 1, drop_path=0.0, head_init_std=0.01)
-        yield _seconds(run, run.task.finetune, num_records, lambda signal: classifier(signal).square().mean())
+        second = run.task.finetune
+        classifier = Classifier(pretext.encoder, 1, drop_path=0.0, head_init_std=0.01).to(device)
+        frozen = second.mode == "linprobe"  # every record goes through the encoder once; the head costs nothing
+        classifier.encoder.requires_grad_(not frozen)
+        epochs = 1 if frozen else second.num_epochs
+        yield _seconds(run, second, num_records, device, lambda signal: classifier(signal).square().mean()) * epochs
 
 
-def _seconds(run: Run, stage: Stage, num_records: int, loss: Callable[[Tensor], Tensor]) -> float:
-    signal = torch.randn(stage.batch_size, len(run.data.leads), run.data.window_samples)
+def _batch_size(stage: Stage, num_records: int) -> int:
+    return max(1, min(stage.batch_size, num_records))
+
+
+def _seconds(run: Run, stage: Stage, num_records: int, device: torch.device, loss: Callable[[Tensor], Tensor]) -> float:
+    """Seconds of one epoch of a stage."""
+    batch_size = _batch_size(stage, num_records)
+    shape = (batch_size, len(run.data.leads), run.data.window_samples)
+    signal = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     laps = []
     for _ in itertools.repeat(None, TIMED_STEPS + 1):
         started = time.perf_counter()
-        loss(signal).backward()  # type: ignore[no-untyped-call]
+        with autocast(stage, device):
+            value = loss(signal)
+        value.backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         laps.append(time.perf_counter() - started)
-    return min(laps[1:]) * max(1, num_records // stage.batch_size) * stage.num_epochs
+    return min(laps[1:]) * max(1, num_records // batch_size)

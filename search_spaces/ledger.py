@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import optuna
-import pandas as pd
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+import pyarrow as pa
+import pyarrow.parquet as pq
+from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.distributions import Space
+from search_spaces.distributions import Space, encoded, written
+from search_spaces.journal import open_study
 from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import Policy
 from search_spaces.schema import Launch
@@ -29,9 +29,7 @@ from trainables import retention
 from trainables.files import write_atomically
 from trainables.settings import Run
 from trainables.state import read_place
-from trainables.study import StudyFolder
-
-STUDY_NAME = "heartsweep"
+from trainables.study import StudyError, StudyFolder
 
 
 @dataclass
@@ -44,10 +42,11 @@ class TrialRecord:
         state: RUNNING, then COMPLETE, PRUNED or FAIL.
         epoch: the last one reported.
         stage: that epoch's.
-        metrics: that epoch's.
+        metrics: that epoch's, the finite ones.
+        objective: the searched metric where it was last finite.
         value: the best value that counts for the trial so far.
         best_epoch: where that was.
-        best_metrics: what else was measured there.
+        best_metrics: what was measured there.
         seconds: computed so far, of this trial's own time.
         reason: why it ended early.
         stopped: whether the policy has said so.
@@ -60,12 +59,19 @@ class TrialRecord:
     epoch: int = 0
     stage: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    objective: float | None = None
     value: float | None = None
     best_epoch: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str | None = None
     stopped: bool = False
     exploits: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def told(self) -> float | None:
+        """The value under which Optuna keeps it: its own of a completed trial, the last reported of a pruned one."""
+        return {"COMPLETE": self.value, "PRUNED": self.objective}.get(self.state)
 
 
 class Ledger:
@@ -77,8 +83,12 @@ class Ledger:
         space: what is searched.
         make_run: a trial's run from its choices.
         default_params: trial 0's choices, as Optuna stores them.
-        policy: who is stopped early.
+        policy: who is stopped early; it has seen nothing yet.
         describe: the checkpoint JSON of a completed trial.
+
+    Raises:
+        StorageError: if the books cannot be read or written.
+        StudyError: if the journal and the events are not of one study.
     """
 
     def __init__(
@@ -103,25 +113,24 @@ class Ledger:
         self._maximize = launch.search.direction == "maximize"
         self._devices = launch.cluster.workers_per_trial
         self._waiting: list[int] = []
-        self._seconds_before = 0.0
+        self._seconds_before = session_seconds(folder.read_events())
         self._opened = time.monotonic()
-        storage = JournalStorage(JournalFileBackend(str(folder.journal)))
-        self._study = optuna.create_study(
-            study_name=STUDY_NAME, storage=storage, direction=self.search.direction, load_if_exists=True
-        )
+        # what Optuna says of every trial, the events say too
+        level = launch.debug.log_level if launch.debug.enabled else "WARNING"
+        optuna.logging.set_verbosity(getattr(optuna.logging, level))
+        self._study = open_study(folder.journal, self.search.direction)
         points = self._points(default_params)
         self.num_trials = len(points) if launch.sampler.name == "grid" else self.search.num_trials
-        if not self._study.get_trials(deepcopy=False):
-            for point in points:
-                self._study.enqueue_trial(dict(point))
+        for point in points[len(self._frozen_trials()) :]:  # a crash may have come between two of them
+            self._study.enqueue_trial(dict(point))
         self._bring_up_to_date()
 
     def _points(self, default_params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """What is queued when a study begins: the default, and with `sampler=grid` every other point."""
+        """The first trials, known before any is run: the default, and with `sampler=grid` every other point."""
         if self._sampler.name != "grid":
             return [default_params]
         points = self._space.grid()
-        return sorted(points, key=lambda point: point != default_params)  # stable: the default first, if it is there
+        return sorted(points, key=lambda point: point != default_params)  # stable: the default first
 
     # -------- what is asked of the books
 
@@ -167,21 +176,23 @@ class Ledger:
         Raises:
             StorageError: if it cannot be written down.
         """
-        if self._waiting:
-            trial = self.trials[self._waiting.pop(0)]
-            self.folder.record("trial_resumed", trial=trial.number, epoch=trial.epoch)
-            return trial, self.make_run(trial.params)
-        if len(self.trials) >= self.num_trials or self.used_up:
+        num_handed_out = len(self.trials) - len(self._waiting)
+        if num_handed_out >= self.num_trials or self.used_up:
             return None
-        self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self._study.trials))
-        asked = self._study.ask()
-        return self._start(asked)
+        if self._waiting:
+            trial = self.trials[self._waiting[0]]
+            self.folder.record("trial_resumed", trial=trial.number, epoch=trial.epoch)
+            self._waiting.pop(0)
+            return trial, self.make_run(trial.params)
+        self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self.trials))
+        trial = self._start(self._study.ask())
+        return trial, self.make_run(trial.params)
 
-    def _start(self, asked: optuna.Trial) -> tuple[TrialRecord, Run]:
+    def _start(self, asked: optuna.Trial) -> TrialRecord:
         params = self._space.ask(asked)
+        self.folder.record("trial_started", trial=asked.number, params=params)
         trial = self.trials[asked.number] = TrialRecord(asked.number, params)
-        self.folder.record("trial_started", trial=trial.number, params=params)
-        return trial, self.make_run(params)
+        return trial
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
         """Take in an epoch's result; say whether the trial goes on. What does not go on has ended in the books.
@@ -189,163 +200,234 @@ class Ledger:
         Args:
             number: the trial.
             result: see trainables.trial.epochs.
+
+        Raises:
+            StorageError: if it cannot be written down.
         """
         trial = self.trials[number]
-        if result["metrics"]:
-            self._take_in(trial, result, self._write_epoch(trial, result))
+        if trial.state != "RUNNING":
+            return False
+        whole = bool(result["metrics"])  # else it names the last epoch before the one that failed
+        self._take_in_saved(trial, before=result["epoch"] if whole else result["epoch"] + 1)
+        if whole and result["epoch"] > trial.epoch and not trial.stopped:
+            self._take_in(trial, self._write_epoch(trial, result))
+        else:  # it failed, or was computed a second time: that, too, took its time
+            trial.seconds += result["seconds"]
         if result["reason"] is not None:
             self.end(number, "PRUNED", result["reason"])
-        elif result["finished"]:
-            self._end_finished(trial)
-        elif trial.stopped:
-            self.end(number, "PRUNED", "scheduler")
+        else:
+            self._end_if_over(trial, finished=result["finished"] and trial.epoch == result["epoch"])
         return trial.state == "RUNNING"
 
-    def _end_finished(self, trial: TrialRecord) -> None:
-        if trial.value is None:
+    def _end_if_over(self, trial: TrialRecord, *, finished: bool) -> None:
+        """End a trial that has no epoch left, or that the policy stops."""
+        if finished and trial.value is None:
             self.end(trial.number, "PRUNED", f"non_finite: {self.search.metric} was never finite")
-        else:
+        elif finished:
             self.end(trial.number, "COMPLETE", None)
+        elif trial.stopped:
+            self.end(trial.number, "PRUNED", "scheduler")
 
-    def _write_epoch(self, trial: TrialRecord, result: Mapping[str, Any]) -> float:
-        finite = {name: value for name, value in result["metrics"].items() if math.isfinite(value)}
-        self.folder.record(
+    def _write_epoch(self, trial: TrialRecord, result: Mapping[str, Any]) -> dict[str, Any]:
+        return self.folder.record(
             "epoch",
             trial=trial.number,
             epoch=result["epoch"],
             stage=result["stage"],
-            metrics=finite,
+            metrics={name: value for name, value in result["metrics"].items() if math.isfinite(value)},
             seconds=round(result["seconds"], 3),
             value=result["value"],
             best_epoch=result["best_epoch"],
         )
-        return float(result["seconds"])
 
-    def _take_in(self, trial: TrialRecord, result: Mapping[str, Any], seconds: float) -> None:
-        """An epoch that is written down: into the journal, the books and the policy."""
-        trial.epoch, trial.stage, trial.metrics = result["epoch"], result["stage"], dict(result["metrics"])
-        trial.value, trial.best_epoch = result["value"], result["best_epoch"]
-        trial.seconds += seconds
-        value = trial.metrics.get(self.search.metric, math.nan)
-        if not math.isfinite(value):
+    def _take_in(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
+        """An epoch that is written down: into the books, the journal and the policy."""
+        trial.epoch, trial.stage, trial.metrics = event["epoch"], event["stage"], event["metrics"]
+        trial.value, trial.best_epoch = event["value"], event["best_epoch"]
+        trial.seconds += event["seconds"]
+        if trial.best_epoch == trial.epoch:
+            trial.best_metrics = trial.metrics
+        objective = trial.metrics.get(self.search.metric)
+        if objective is None:  # it was not finite
             return
-        in_journal = self._study.get_trials(deepcopy=False)[trial.number]
-        if not in_journal.state.is_finished() and trial.epoch not in in_journal.intermediate_values:
-            optuna.trial.Trial(self._study, in_journal._trial_id).report(value, trial.epoch)
-        trial.stopped = not self._policy.report(trial.number, trial.epoch, value if self._maximize else -value)
+        trial.objective = objective
+        frozen = self._frozen(trial)
+        if not frozen.state.is_finished() and trial.epoch not in frozen.intermediate_values:
+            self._study._storage.set_trial_intermediate_value(frozen._trial_id, trial.epoch, objective)
+        if not self._policy.report(trial.number, trial.epoch, objective if self._maximize else -objective):
+            trial.stopped = True
 
     def end(self, number: int, state: str, reason: str | None) -> None:
-        """Write down how a trial ended, tell Optuna, keep its weights if they are among the best."""
+        """Write down how a trial ended, tell Optuna, keep its weights if they are among the best.
+
+        A trial ends once: nothing happens to one that has ended, e.g. whose process fails while it is taken down.
+
+        Raises:
+            StorageError: if it cannot be written down.
+        """
         trial = self.trials[number]
+        if trial.state != "RUNNING":
+            return
+        ended = replace(trial, state=state, reason=reason)
         self.folder.record(
             "trial_ended",
             trial=number,
             state=state,
-            value=trial.value,
+            value=ended.told,
             reason=reason,
             epochs=trial.epoch,
             seconds=round(trial.seconds, 3),
         )
         trial.state, trial.reason = state, reason
         self._carry_out_end(trial)
+        self._write_table()
 
     def _carry_out_end(self, trial: TrialRecord) -> None:
-        """Everything that follows from `trial_ended`; done again after a crash, it changes nothing that was done."""
+        """What follows from `trial_ended`, in an order in which each step says that those before it are done."""
         running = self.folder.trial(trial.number)
-        if trial.state == "COMPLETE" and running.exists():
-            assert trial.best_epoch is not None
-            retention.keep(
-                self.folder,
-                running / f"best-{trial.best_epoch:04d}.safetensors",
-                self._describe(trial, self.make_run(trial.params)),
-                keep_best=self.search.keep_best,
-                maximize=self._maximize,
-            )
-        in_journal = self._study.get_trials(deepcopy=False)[trial.number]
-        if not in_journal.state.is_finished():
-            told = optuna.trial.Trial(self._study, in_journal._trial_id)
-            told.set_user_attr("epochs", trial.epoch)
-            if trial.reason is not None:
-                told.set_user_attr("reason", trial.reason)
-            values = trial.value if trial.state == "COMPLETE" else None
-            self._study.tell(trial.number, values, state=TrialState[trial.state])
+        frozen = self._frozen(trial)
+        if not frozen.state.is_finished():
+            if trial.state == "COMPLETE":
+                assert trial.best_epoch is not None
+                retention.keep(
+                    self.folder,
+                    running / f"best-{trial.best_epoch:04d}.safetensors",
+                    self._describe(trial, self.make_run(trial.params)),
+                    keep_best=self.search.keep_best,
+                    maximize=self._maximize,
+                )
+            self._tell(trial, frozen)
         shutil.rmtree(running, ignore_errors=True)
-        self._write_table()
+
+    def _tell(self, trial: TrialRecord, frozen: FrozenTrial) -> None:
+        storage = self._study._storage
+        storage.set_trial_user_attr(frozen._trial_id, "epochs", trial.epoch)
+        if trial.reason is not None:
+            storage.set_trial_user_attr(frozen._trial_id, "reason", trial.reason)
+        value = trial.told if trial.state == "COMPLETE" else None  # Optuna takes a pruned one's from what was reported
+        self._study.tell(trial.number, value, state=TrialState[trial.state])
+
+    def _frozen_trials(self) -> list[FrozenTrial]:
+        """All trials of the journal, by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def _frozen(self, trial: TrialRecord) -> FrozenTrial:
+        return self._frozen_trials()[trial.number]
 
     def _write_table(self) -> None:
         """trials.parquet: one row a trial."""
-        journal = {trial.number: trial for trial in self._study.get_trials(deepcopy=False)}
-        rows = [
-            {
-                "number": trial.number,
-                "state": trial.state,
-                "value": journal[trial.number].value if trial.state != "FAIL" else None,
-                "epochs": trial.epoch,
-                "seconds": round(trial.seconds, 3),
-                "reason": trial.reason,
-                **trial.params,
-            }
-            for trial in sorted(self.trials.values(), key=lambda trial: trial.number)
-        ]
-        write_atomically(self.folder.trials, pd.DataFrame(rows).to_parquet(index=False))
+        trials = sorted(self.trials.values(), key=lambda trial: trial.number)
+        names = dict.fromkeys(name for trial in trials for name in trial.params)
+        columns = {
+            "number": pa.array([trial.number for trial in trials], pa.int64()),
+            "state": pa.array([trial.state for trial in trials], pa.string()),
+            "value": pa.array([trial.told for trial in trials], pa.float64()),
+            "epochs": pa.array([trial.epoch for trial in trials], pa.int64()),
+            "seconds": pa.array([round(trial.seconds, 3) for trial in trials], pa.float64()),
+            "reason": pa.array([trial.reason for trial in trials], pa.string()),
+        }
+        columns |= {name: pa.array(of_one_kind([trial.params.get(name) for trial in trials])) for name in names}
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns), sink)
+        write_atomically(self.folder.trials, sink.getvalue().to_pybytes())
 
     # -------- after a crash
 
     def _bring_up_to_date(self) -> None:
         """Put the events through the books and the policy again, then finish what was begun."""
+        self._check_one_study()
         for event in self.folder.read_events():
             self._replay(event)
-        self._seconds_before = session_seconds(self.folder)
-        for in_journal in self._study.get_trials(deepcopy=False):
-            if in_journal.state == TrialState.WAITING:
+        for frozen in self._frozen_trials():
+            if frozen.state == TrialState.WAITING:
                 continue
-            trial = self.trials.get(in_journal.number)
-            if trial is None:  # asked for, but the driver died before it was written down
-                trial, _ = self._start(optuna.trial.Trial(self._study, in_journal._trial_id))
-            if trial.state != "RUNNING":
-                if not in_journal.state.is_finished() or self.folder.trial(trial.number).exists():
-                    self._carry_out_end(trial)
-                continue
-            self._catch_up(trial)
+            if frozen.number not in self.trials:
+                self._start_again(frozen)
+            trial = self.trials[frozen.number]
+            if trial.state == "RUNNING":
+                self._catch_up(trial)
+            elif not frozen.state.is_finished() or self.folder.trial(trial.number).exists():
+                self._carry_out_end(trial)
         retention.arrange(self.folder, keep_best=self.search.keep_best, maximize=self._maximize)
+        self._write_table()
+
+    def _check_one_study(self) -> None:
+        """Refuse a folder of which a part was lost or comes from elsewhere: what is missing cannot be made up."""
+        events = list(self.folder.read_events())
+        started, ended = (
+            {event["trial"] for event in events if event["event"] == kind} for kind in ("trial_started", "trial_ended")
+        )
+        asked = {frozen.number for frozen in self._frozen_trials() if frozen.state != TrialState.WAITING}
+        told = {frozen.number for frozen in self._frozen_trials() if frozen.state.is_finished()}
+        for numbers, has, lacks in (
+            (started - asked, self.folder.events, self.folder.journal),
+            (told - ended, self.folder.journal, self.folder.events),
+        ):
+            if numbers:
+                raise StudyError(
+                    f"{lacks} has lost what {has.name} holds of trial {min(numbers)}: restore the file, or type "
+                    "study_dir=DIR for a new study"
+                )
+
+    def _start_again(self, frozen: FrozenTrial) -> None:
+        """Propose a trial that was asked for before the driver died and never written down."""
+        self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=frozen.number)
+        asked = optuna.Trial(self._study, frozen._trial_id)
+        for name, distribution in frozen.distributions.items():
+            if name not in asked.relative_params:  # its draw is made again, so that the next one is the next one
+                self._study.sampler.sample_independent(self._study, frozen, name, distribution)
+        self._start(asked)
 
     def _replay(self, event: Mapping[str, Any]) -> None:
-        kind, number = event["event"], event.get("trial")
-        if kind == "trial_started" and number is not None:
-            self.trials[number] = TrialRecord(number, event["params"])
-        elif kind == "epoch" and number is not None and event["epoch"] > self.trials[number].epoch:
-            self._take_in(self.trials[number], event, event["seconds"])
-        elif kind == "trial_ended" and number is not None:
-            self.trials[number].state, self.trials[number].reason = event["state"], event["reason"]
+        kind, trial = event["event"], self.trials.get(event.get("trial", -1))
+        if kind == "trial_started":
+            self.trials[event["trial"]] = TrialRecord(event["trial"], event["params"])
+        elif kind == "epoch" and trial is not None:
+            self._take_in(trial, event)
+        elif kind == "trial_ended" and trial is not None:
+            trial.state, trial.reason, trial.seconds = event["state"], event["reason"], event["seconds"]
 
     def _catch_up(self, trial: TrialRecord) -> None:
-        """Write down the epochs that an interrupted trial saved but nobody took in; then let it go on, or end it."""
-        place = read_place(self.folder.trial(trial.number))
-        best = (place or {}).get("best") or {}
-        for epoch in (place or {}).get("history", [])[trial.epoch :]:
-            counted = bool(best) and epoch["epoch"] >= best["epoch"]
+        """Take in what an interrupted trial saved but nobody wrote down; then end it, or let it go on."""
+        self._take_in_saved(trial)
+        self._end_if_over(trial, finished=trial.epoch == self.make_run(trial.params).task.num_epochs)
+        if trial.state == "RUNNING":
+            self._waiting.append(trial.number)
+
+    def _take_in_saved(self, trial: TrialRecord, *, before: float = math.inf) -> None:
+        """Write down the epochs `before` one that the trial's saved state tells of and the books lack."""
+        if trial.epoch + 1 >= before:
+            return
+        place = read_place(self.folder.trial(trial.number)) or {"history": [], "best": None}
+        best = place["best"] or {"epoch": math.inf}
+        for epoch in place["history"][trial.epoch :]:
+            if epoch["epoch"] >= before or trial.stopped:
+                return
+            known = epoch["epoch"] >= best["epoch"]
             result = {
                 **epoch,
                 "seconds": 0.0,
-                "value": best["value"] if counted else trial.value,
-                "best_epoch": best["epoch"] if counted else trial.best_epoch,
+                "value": best["value"] if known else trial.value,
+                "best_epoch": best["epoch"] if known else trial.best_epoch,
             }
-            self._take_in(trial, result, self._write_epoch(trial, result))
-        if trial.epoch == self.make_run(trial.params).task.num_epochs:
-            self._end_finished(trial)
-        elif trial.stopped:
-            self.end(trial.number, "PRUNED", "scheduler")
-        else:
-            self._waiting.append(trial.number)
+            self._take_in(trial, self._write_epoch(trial, result))
 
 
-def session_seconds(folder: StudyFolder) -> float:
+def of_one_kind(values: list[Any]) -> list[Any]:
+    """Values of one parameter as a column can hold them: lists as JSON text, all as text where kinds are mixed."""
+    plain = [encoded(value) for value in values]
+    kinds = {type(value) for value in plain if value is not None}
+    if len(kinds) <= 1 or kinds == {int, float}:
+        return plain
+    return [None if value is None else written(value) for value in plain]
+
+
+def session_seconds(events: Iterable[Mapping[str, Any]]) -> float:
     """Seconds in which drivers ran a study, by its events: from each one's start to its last event."""
-    total, first, last = 0.0, None, None
-    for event in folder.read_events():
+    total, last = 0.0, None
+    for event in events:
         at = datetime.fromisoformat(event["time"]).timestamp()
-        if event["event"] in ("study_started", "study_resumed"):
-            total += (last - first) if first is not None and last is not None else 0.0
-            first = at
+        if last is not None and event["event"] not in ("study_started", "study_resumed"):
+            total += max(0.0, at - last)
         last = at
-    return total + ((last - first) if first is not None and last is not None else 0.0)
+    return total

@@ -7,9 +7,12 @@ loops, must end with other numbers when the key changes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tempfile
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -18,40 +21,91 @@ import torch
 from numpy.typing import NDArray
 
 from data.labels import Labels
-from data.record import Record
+from data.record import DataError, Record
 from data.splits import Split
 from data.store import prepare_signal
 from search_spaces.distributions import Leaf, Space, apply, contexts, extremes, written
 from search_spaces.schema import ChoiceError, Launch
+from trainables.checkpoint import WEIGHTS
+from trainables.components import nearest
+from trainables.files import write_tensors
 from trainables.loops import train
-from trainables.metrics import metric_key
-from trainables.recordings import Recordings, preparation_of
-from trainables.settings import Run
+from trainables.metrics import metric_key, metric_names
+from trainables.pretrain import build_pretext
+from trainables.recordings import Recordings, preparation_of, reader_of
+from trainables.settings import Data, Run
 from trainables.state import TrainState
 from trainables.workers import Workers
 
-NUM_RECORDS = 12  # of the miniature: as many to train as to validate
+Kind = Literal["multilabel", "single_label"]
+
+NUM_RECORDS = 6  # of the miniature: as many to train as to validate
+BATCH_SIZE = 3
 MV_PER_UNIT = 0.001
-TO_SCALE = ("num_epochs", "batch_size", "max_train_patients", "max_valid_patients", "folds", "max_train_records")
-"""Keys that the miniature replaces; the loops read them, and their schema has checked them."""
+NOT_TRIED = ("data.max_train_patients", "data.train_folds")
+"""Searched keys that choose recordings, which the miniature has none of its own to choose from."""
+TELLING: dict[str, tuple[Any, Any]] = {
+    "batch_size": (2, 3),
+    "accumulation_steps": (1, 2),
+    "warmup_share": (0.25, 0.75),
+    "clip_norm": (1e-3, 1e-2),
+    "max_train_records": (3, 5),
+    "precision": ("float32", "bfloat16"),
+}
+"""By the last part of a key: values to try in the place of the searched ones, which may be one to so small a run."""
 
 
 def lint(launch: Launch, space: Space) -> None:
     """Refuse a search that cannot give what it seems to.
 
     Raises:
-        ChoiceError: if no epoch logs the objective, the sampler cannot handle the space, or a searched key changes
-            nothing.
+        ChoiceError: if no epoch logs the objective, there is no such label protocol, the sampler cannot handle the
+            space, nothing is searched, or a searched key changes nothing.
     """
+    check_objective(launch)
+    kind = kind_of_labels(launch)
+    check_sampler(launch, space)
+    for leaf in space.leaves:
+        check_reach(launch, space, leaf, kind)
+
+
+def check_objective(launch: Launch) -> None:
+    """Refuse a metric that there is not, and an objective that is not among those logged.
+
+    Raises:
+        ChoiceError: naming them.
+    """
+    for name in launch.task.metrics:
+        if name not in metric_names():
+            raise ChoiceError(f"task.metrics: there is no metric {name}; {nearest(name, metric_names())}")
     logged = [f"val/{metric_key(name)}" for name in launch.task.metrics]
     if launch.search.metric not in logged:
         raise ChoiceError(
             f"search.metric: must be one of what the task logs, {', '.join(logged)}, got {launch.search.metric}; "
             "task.metrics says what is logged"
         )
-    check_sampler(launch, space)
-    for leaf in space.leaves:
-        check_reach(launch, space, leaf)
+
+
+def kind_of_labels(launch: Launch) -> Kind:
+    """The kind of the task's label protocol; multilabel while the recordings cannot be asked.
+
+    Raises:
+        ChoiceError: if the recordings have no such protocol, or it no such class.
+    """
+    task = launch.task
+    try:
+        protocols = reader_of(launch.data).protocols()
+    except DataError:  # said when they are opened; a search can be looked at without them
+        return "multilabel"
+    if task.labels not in protocols:
+        raise ChoiceError(f"task.labels: there is no label protocol {task.labels}; {nearest(task.labels, protocols)}")
+    protocol = protocols[task.labels]
+    for name in task.classes or ():
+        if name not in protocol.classes:
+            raise ChoiceError(
+                f"task.classes: there is no class {name} in {task.labels}; {nearest(name, protocol.classes)}"
+            )
+    return protocol.kind
 
 
 def check_sampler(launch: Launch, space: Space) -> None:
@@ -63,6 +117,11 @@ def check_sampler(launch: Launch, space: Space) -> None:
     name = launch.sampler.name
     if name == "grid":
         space.grid()  # refuses what cannot be counted
+    elif launch.command == "search" and launch.search.num_trials > 1 and not space.leaves:
+        raise ChoiceError(
+            f"space: nothing is searched, all {launch.search.num_trials} trials would be the same; type "
+            "'space.KEY={uniform: [LOW, HIGH]}' or KEY=A,B,C, or command=train for a single run"
+        )
     for leaf in space.leaves:
         categorical = isinstance(leaf.distribution, optuna.distributions.CategoricalDistribution)
         if name == "cmaes" and (categorical or leaf.when):
@@ -77,43 +136,62 @@ def check_sampler(launch: Launch, space: Space) -> None:
             )
 
 
-def check_reach(launch: Launch, space: Space, leaf: Leaf) -> None:
+def check_reach(launch: Launch, space: Space, leaf: Leaf, kind: Kind) -> None:
     """Refuse a searched key that changes nothing.
 
     Raises:
         ChoiceError: naming the key and two values that give the same run.
     """
-    tree = launch.model_dump(mode="json", by_alias=True)
-    if leaf.key.rpartition(".")[2].endswith(TO_SCALE):
+    if leaf.key in NOT_TRIED:
         return
+    tree = launch.model_dump(mode="json", by_alias=True)
+
+    def numbers_with(values: Mapping[str, Any]) -> str:
+        changed = apply(tree, values, launch.options)
+        run = Run.model_validate({name: changed[name] for name in Run.model_fields})
+        return fingerprint(run, leaf.key, metric=launch.search.metric, kind=kind)
+
+    ends = extremes(leaf)
+    tried = TELLING.get(leaf.key.rpartition(".")[2], ends)
     for context in contexts(leaf, space):
-        values = extremes(leaf)
-        prints = [fingerprint(apply(tree, context | {leaf.key: value}, launch.options), leaf.key) for value in values]
-        if len(values) > 1 and len(set(prints)) == 1:
+        own = numbers_with(context)
+        if len(ends) > 1 and all(numbers_with(context | {leaf.key: value}) == own for value in tried):
             raise ChoiceError(
-                f"space.{leaf.key}: changes nothing in this run: {written(values[0])} and {written(values[-1])} give "
-                f"the same numbers; take it out with ~space.{leaf.key}"
+                f"space.{leaf.key}: changes nothing in this run: {written(ends[0])} and {written(ends[-1])} give the "
+                f"same numbers; take it out with ~space.{leaf.key}"
             )
 
 
-def fingerprint(tree: Mapping[str, Any], key: str) -> str:
+def fingerprint(run: Run, key: str, *, metric: str, kind: Kind) -> str:
     """A hash of all numbers that a miniature of the run ends with.
 
     Args:
-        tree: a whole configuration.
+        run: of any size.
         key: the one whose effect is asked for; it is not scaled down.
+        metric: what the run is judged by.
+        kind: of its labels.
     """
-    run = miniature(Run.model_validate({name: tree[name] for name in Run.model_fields}), key)
-    state = TrainState("val/auroc", maximize=True)
+    # the miniature is always tiny: that another size gives other numbers goes without trying
+    size = run.model.arguments.get("size")
+    return f"{size} {_fingerprint(miniature(run, key).model_dump_json(by_alias=True), metric, kind)}"
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(run_json: str, metric: str, kind: Kind) -> str:
+    run = Run.model_validate_json(run_json)
+    state = TrainState(metric, maximize=True)
     digest = hashlib.sha256()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # it is too small to share out, and its numbers must not depend on the machine
     try:
-        for metrics in train(run, state, made_up_recordings(run), Workers()):
-            digest.update(repr(sorted(metrics.items())).encode())
-            assert state.model is not None
-            for name, tensor in state.model.state_dict().items():
-                digest.update(name.encode() + tensor.numpy().tobytes())
+        with tempfile.TemporaryDirectory() as folder:
+            if run.task.encoder is not None:
+                run = with_made_up_encoder(run, Path(folder))
+            for metrics in train(run, state, made_up_recordings(run, kind), Workers()):
+                digest.update(repr(sorted(metrics.items())).encode())
+                assert state.model is not None
+                for name, tensor in state.model.state_dict().items():
+                    digest.update(name.encode() + tensor.numpy().tobytes())
     except FloatingPointError as error:  # an end of a wide range may diverge: that is an effect, too
         digest.update(str(error).encode())
     finally:
@@ -122,41 +200,49 @@ def fingerprint(tree: Mapping[str, Any], key: str) -> str:
 
 
 def miniature(run: Run, key: str) -> Run:
-    """The run with two leads, the smallest size and two epochs of two batches a stage."""
-    stages = {
-        name: getattr(run.task, name).model_copy(update={"num_epochs": 2, "batch_size": NUM_RECORDS // 2})
-        for name in ("pretrain", "finetune")
-    }
-    # from scratch in the place of a checkpoint: the same loop, whatever the weights
-    finetune = stages["finetune"]
-    if run.task.encoder is not None and finetune.mode == "finetune":
-        stages["finetune"] = finetune.model_copy(update={"mode": "scratch"})
-    model = run.model
-    if "size" in model.arguments and key != "model.size":
-        model = model.model_copy(update={"size": "tiny"})
-    leads = run.data.leads if key == "data.leads" else run.data.leads[:2]
+    """The run with two leads, the smallest size and one epoch of two batches a stage; `key` stays as it is."""
+
+    def small(stage: Any, name: str) -> Any:
+        kept = {} if key == f"task.{name}.batch_size" else {"batch_size": BATCH_SIZE}
+        return stage.model_copy(update={"num_epochs": 1, **kept})
+
+    task = run.task
+    probe = task.probe if key.startswith("task.probe.") else task.probe.model_copy(update={"l2": 1.0})  # solved soon
+    model = run.model.model_copy(update={"size": "tiny"}) if "size" in run.model.arguments else run.model
+    stages = {"pretrain": small(task.pretrain, "pretrain"), "finetune": small(task.finetune, "finetune")}
     return run.model_copy(
         update={
             "model": model,
-            "data": run.data.model_copy(update={"leads": leads}),
-            "task": run.task.model_copy(update=stages),
+            "data": run.data.model_copy(update={"leads": run.data.leads[:2]}),
+            "task": task.model_copy(update={**stages, "probe": probe}),
         }
     )
+
+
+def with_made_up_encoder(run: Run, folder: Path) -> Run:
+    """The run with weights of noise in the place of the checkpoint that it starts from.
+
+    Like a real checkpoint's, they depend on nothing but their names and shapes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: tensor.shape for name, tensor in build_pretext(run).encoder.state_dict().items()}
+    weights = {f"encoder.{name}": torch.randn(shapes[name], generator=generator) * 0.1 for name in sorted(shapes)}
+    write_tensors(folder / WEIGHTS, weights, {})
+    return run.model_copy(update={"task": run.task.model_copy(update={"encoder": str(folder)})})
 
 
 class MadeUpStore:
     """A store in memory: noise, prepared as the run prepares its recordings."""
 
-    def __init__(self, run: Run) -> None:
-        preparation = preparation_of(run.data)
-        rate = 2 * run.data.sampling_rate_hz
-        num_samples = int(rate * (run.data.window_s + 1))
+    def __init__(self, data: Data) -> None:
+        preparation = preparation_of(data)
+        rate = 2 * data.sampling_rate_hz
+        num_samples = int(rate * (data.window_s + 1))
         generator = np.random.default_rng(0)
-        shape = (2 * NUM_RECORDS, len(run.data.leads), num_samples)
+        shape = (2 * NUM_RECORDS, len(data.leads), num_samples)
         raw = generator.standard_normal(shape, np.float32).cumsum(axis=-1) * 0.05
         prepared = [
-            prepare_signal(Record(str(n), signal, rate, tuple(run.data.leads)), preparation)
-            for n, signal in enumerate(raw)
+            prepare_signal(Record(str(n), signal, rate, tuple(data.leads)), preparation) for n, signal in enumerate(raw)
         ]
         units = np.clip(np.stack(prepared) / MV_PER_UNIT, -32768, 32767).round().astype(np.int16)
         self._units: NDArray[np.int16] = units
@@ -173,17 +259,23 @@ class MadeUpStore:
         return units
 
 
-def made_up_recordings(run: Run) -> Recordings:
+@functools.lru_cache(maxsize=8)
+def _made_up_store(data_json: str) -> MadeUpStore:
+    return MadeUpStore(Data.model_validate_json(data_json))
+
+
+def made_up_recordings(run: Run, kind: Kind) -> Recordings:
     """Noise with three classes, each present and absent in both halves."""
     targets = np.zeros((2 * NUM_RECORDS, 3), np.float32)
     targets[np.arange(2 * NUM_RECORDS), np.arange(2 * NUM_RECORDS) % 3] = 1
     labels = Labels(
         protocol="made_up",
-        kind="multilabel",
+        kind=kind,
         classes=("a", "b", "c"),
         targets=targets,
         labelled=np.ones(2 * NUM_RECORDS, bool),
     )
     rows = np.arange(2 * NUM_RECORDS)
     split = Split(train=rows[:NUM_RECORDS], valid=rows[NUM_RECORDS:], test=rows[NUM_RECORDS:])
-    return Recordings(MadeUpStore(run), labels, split, np.arange(3))  # type: ignore[arg-type]
+    store = _made_up_store(run.data.model_dump_json(by_alias=True))
+    return Recordings(store, labels, split, np.arange(3))  # type: ignore[arg-type]

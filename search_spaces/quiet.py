@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainables.files import storage_error
+
 
 @contextmanager
 def quiet(console: Console, log: Path) -> Iterator[Console]:
@@ -21,15 +23,22 @@ def quiet(console: Console, log: Path) -> Iterator[Console]:
 
     Yields:
         A console that still writes where `console` does.
+
+    Raises:
+        StorageError: if `log` cannot be written.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
     if console.file is not sys.stdout:  # a caller's own stream, e.g. a test's: descriptors are not touched
         yield console
         return
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("ab")
+    except OSError as error:
+        raise storage_error(error, log) from error
+    sys.stdout.flush()
+    sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file, os.fdopen(os.dup(1), "w", buffering=1) as terminal:
+    with file, os.fdopen(os.dup(1), "w", buffering=1) as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:

@@ -3,6 +3,9 @@
 A sampler that lives as long as the study draws from a generator whose state no journal holds: after a crash it would
 begin again and propose the same points twice. One made for each trial, seeded by the study's seed and the trial's
 number, makes the proposal a function of those and of the study's history.
+
+TPE learns from pruned trials, too: a trial that was stopped early ranks below all completed ones, those that got far
+before the others. GP, CMA-ES and NSGA-II as they are in Optuna learn from completed trials alone.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ def make_sampler(settings: Sampler, *, seed: int, number: int) -> BaseSampler:
     Args:
         settings: the study's `sampler`.
         seed: the study's seed.
-        number: trials that the study holds already.
+        number: which is also how many trials were proposed before.
     """
     draw = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     with warnings.catch_warnings():

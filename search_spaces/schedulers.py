@@ -2,7 +2,7 @@
 
 A policy is plain Python without Ray, so that its rules can be tested and replayed in microseconds; after a crash the
 study's events are put through it again. Nothing in a policy is random or depends on time: the same results in the same
-order give the same decisions. `PolicyScheduler` is all that Ray Tune sees of it.
+order give the same decisions.
 """
 
 from __future__ import annotations
@@ -91,11 +91,9 @@ class MedianStopping(Policy):
         mine[epoch] = value
         if epoch not in self._epochs:
             return True
-        means = [
-            statistics.fmean(value for at, value in values.items() if at <= epoch)
-            for other, values in self._values.items()
-            if other != number and max(values) >= epoch
-        ]
+        others = [values for other, values in self._values.items() if other != number and max(values) >= epoch]
+        so_far = [[value for at, value in values.items() if at <= epoch] for values in others]
+        means = [statistics.fmean(values) for values in so_far if values]  # none were finite: nothing to compare with
         return len(means) < self._min_trials or max(mine.values()) >= statistics.median(means)
 
 

@@ -22,23 +22,42 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search_spaces.ledger import Ledger, TrialRecord
+from search_spaces.schema import Scheduler
 from trainables.gang import GangTrial
 from trainables.settings import Cluster, Run
 from trainables.study import StudyError
 from trainables.trial import Assignment, Trial, resources_of
 
 
+class Trouble:
+    """What went wrong with the books, e.g. a full disk: kept from Tune, which would turn it into text, until all stops."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the first error of the block instead of raising it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  raised again, whatever it is, once Tune has stopped
+            self.error = self.error or error
+
+
 class LedgerSearcher(Searcher):
     """Hands Tune the trials that the ledger hands out."""
 
-    def __init__(self, ledger: Ledger, assign: Callable[[TrialRecord, Run], dict[str, Any]]) -> None:
+    def __init__(self, ledger: Ledger, trouble: Trouble, assign: Callable[[TrialRecord, Run], dict[str, Any]]) -> None:
         super().__init__()
         self._ledger = ledger
+        self._trouble = trouble
         self._assign = assign
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial's assignment; FINISHED when the study has enough."""
-        following = self._ledger.next_trial()
+        following = None
+        with self._trouble.kept():
+            following = self._ledger.next_trial()
         return Searcher.FINISHED if following is None else self._assign(*following)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -58,23 +77,69 @@ class LedgerScheduler(FIFOScheduler):
     Trials never tell Tune that they are done: Tune would then skip the scheduler, and the books their last epoch.
     """
 
-    def __init__(self, ledger: Ledger, on_change: Callable[[], None]) -> None:
+    def __init__(self, ledger: Ledger, trouble: Trouble, on_change: Callable[[], None]) -> None:
         super().__init__()
         self._ledger = ledger
+        self._trouble = trouble
         self._on_change = on_change
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Stop or go on."""
-        goes_on = self._ledger.report(trial.config["number"], unflattened(result))
-        self._on_change()
+        goes_on = False
+        with self._trouble.kept():
+            goes_on = self._ledger.report(trial.config["number"], unflattened(result))
+            self._on_change()
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """A trial whose process failed is told FAIL, with the error's last line."""
         error = trial.get_pickled_error()
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        self._ledger.end(trial.config["number"], "FAIL", lines[-1][:500])
-        self._on_change()
+        with self._trouble.kept():
+            self._ledger.end(trial.config["number"], "FAIL", lines[-1][:500])
+            self._on_change()
+
+
+class PopulationScheduler(LedgerScheduler):
+    """Lets all trials advance together and passes weights from the best to the worst of them.
+
+    A paused trial needs no checkpoint of Tune's: its state lies in the study's folder, and so does its donor's.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        trouble: Trouble,
+        on_change: Callable[[], None],
+        assign: Callable[[TrialRecord, Run], dict[str, Any]],
+        interval_epochs: int,
+    ) -> None:
+        super().__init__(ledger, trouble, on_change)
+        self._assign = assign
+        self._interval_epochs = interval_epochs
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        """Stop, go on, or wait for the others at an interval's end."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP or result["epoch"] % self._interval_epochs:
+            return decision
+        exploit = None
+        with self._trouble.kept():
+            exploit = self._ledger.exploit(trial.config["number"])
+        waiting = any(other.status in (TuneTrial.PENDING, TuneTrial.PAUSED) for other in tune_controller.get_trials())
+        if exploit is None and not waiting:
+            return decision
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+        if exploit is not None:
+            trial.set_config(self._assign(*exploit))
+        return str(TrialScheduler.NOOP)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """The one that is furthest behind, so that the population stays together."""
+        waiting = [
+            trial for trial in tune_controller.get_trials() if trial.status in (TuneTrial.PENDING, TuneTrial.PAUSED)
+        ]
+        return min(waiting, key=lambda trial: self._ledger.trials[trial.config["number"]].epoch, default=None)
 
 
 def unflattened(result: dict[str, Any]) -> dict[str, Any]:
@@ -84,19 +149,20 @@ def unflattened(result: dict[str, Any]) -> dict[str, Any]:
     return {**{key: result[key] for key in keys}, "metrics": metrics}
 
 
-class BudgetStopper(Stopper):
-    """Stops all when a budget is used up; what runs is interrupted and goes on when there is more of it."""
+class StudyStopper(Stopper):
+    """Stops all when a budget is used up or the books are in trouble; what runs is interrupted and goes on later."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, trouble: Trouble) -> None:
         self._ledger = ledger
+        self._trouble = trouble
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No single trial is stopped for a budget."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether a budget is used up."""
-        return self._ledger.used_up is not None
+        """Whether to stop now."""
+        return self._ledger.used_up is not None or self._trouble.error is not None
 
 
 def gpus_of(cluster: Cluster, available: float) -> float:
@@ -137,6 +203,7 @@ def run_trials(
     metric: str,
     maximize: bool,
     on_change: Callable[[], None],
+    scheduler: Scheduler,
     trainable: type[tune.Trainable] | None = None,
 ) -> None:
     """Run trials on the connected Ray cluster until the ledger has enough, a budget is used up, or the user stops it.
@@ -148,10 +215,12 @@ def run_trials(
         metric: what trials are judged by.
         maximize: whether more of it is better.
         on_change: called after every result, for a display.
+        scheduler: the study's; the ledger holds its policy.
         trainable: what runs a trial; by default one process, or a gang where `workers_per_trial` is above 1.
 
     Raises:
         StudyError: if the cluster can never hold a trial.
+        StorageError: if the study's folder can no longer be written.
     """
     resources = ray.cluster_resources()
     num_gpus = gpus_of(cluster, resources.get("GPU", 0.0))
@@ -172,6 +241,11 @@ def run_trials(
         )
         return {**assignment.to_config(), "num_workers": cluster.workers_per_trial}
 
+    trouble = Trouble()
+    following = LedgerScheduler(ledger, trouble, on_change)
+    if scheduler.name == "pbt":  # the whole population is started at once and takes turns on what the cluster has
+        following = PopulationScheduler(ledger, trouble, on_change, assign, scheduler.interval_epochs)
+        at_a_time = ledger.num_trials
     scratch = ledger.folder.scratch
     shutil.rmtree(scratch, ignore_errors=True)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the events are our log
@@ -180,9 +254,9 @@ def run_trials(
             trainable,
             name="tune",
             storage_path=str(scratch),
-            search_alg=LedgerSearcher(ledger, assign),
-            scheduler=LedgerScheduler(ledger, on_change),
-            stop=BudgetStopper(ledger),
+            search_alg=LedgerSearcher(ledger, trouble, assign),
+            scheduler=following,
+            stop=StudyStopper(ledger, trouble),
             num_samples=-1,
             max_concurrent_trials=at_a_time,
             resources_per_trial=resources_of(cluster, num_gpus),
@@ -195,6 +269,8 @@ def run_trials(
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if trouble.error is not None:
+        raise trouble.error
 
 
 @contextmanager

@@ -41,6 +41,7 @@ def study_of(seed=0):
         ({"uniform": [0.3, 0.9]}, FloatDistribution(0.3, 0.9), "{uniform: [0.3, 0.9]}"),
         ({"uniform": [0, 1], "step": 0.1}, FloatDistribution(0, 1, step=0.1), "{uniform: [0.0, 1.0], step: 0.1}"),
         ({"log_uniform": [1e-4, 1]}, FloatDistribution(1e-4, 1, log=True), "{log_uniform: [0.0001, 1.0]}"),
+        ({"uniform": [0, 3], "step": 1}, FloatDistribution(0, 3, step=1), "{uniform: [0.0, 3.0], step: 1.0}"),
         ({"int_uniform": [1, 8]}, IntDistribution(1, 8), "{int_uniform: [1, 8]}"),
         ({"int_uniform": [2, 8], "step": 2}, IntDistribution(2, 8, step=2), "{int_uniform: [2, 8], step: 2}"),
         ({"log_int": [1, 1000]}, IntDistribution(1, 1000, log=True), "{log_int: [1, 1000]}"),
@@ -388,10 +389,10 @@ def test_every_value_of_the_shipped_searches_can_be(search, scale):
             "space.data.highpass_hz: every trial of a study must have the same data.highpass_hz",
         ),
         (["task=joint,pretrain"], "space.task"),
-        (["model._target_=models.vit.Block"], "model.size: Block takes no such key"),
+        (["model._target_=models.vit.Block"], "model: models.vit.Block must take leads"),
         (["model.patch_duration_s=0.37"], "model: patch_duration_s must divide"),
         (["model.decoder_width=1000000000000"], "model: models.st_mem.STMEM cannot be built with its keys"),
-        (["data.reader._target_=data.record.Record"], "data.reader."),
+        (["data.reader._target_=data.record.Record"], "data.reader: data.record.Record must take root"),
     ],
 )
 def test_a_value_that_the_space_could_choose_but_the_run_could_not_take_is_refused(typed, expected):

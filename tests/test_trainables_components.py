@@ -1,12 +1,27 @@
 """Which classes a configuration may name, and how its arguments are held against them."""
 
+import resource
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.transforms import Drop
-from trainables.components import ComponentError, build, check, meant, modules_of, nearest, resolve
+from search_spaces.compose import compose_choices
+from search_spaces.schema import checked
+from trainables import components
+from trainables.components import (
+    ComponentError,
+    build,
+    check,
+    check_components,
+    check_model,
+    meant,
+    modules_of,
+    nearest,
+    resolve,
+)
 from trainables.settings import Component
 
 
@@ -119,3 +134,80 @@ def test_the_nearest_word_is_found_in_any_case():
     assert meant("zzz", ["auroc", "loss"]) is None
     assert nearest("zzz", ["b", "a"]) == "there is a, b"
     assert nearest("zzz", []) == "there is none"
+
+
+# -------- a whole run
+
+
+def run_of(*typed):
+    return checked(compose_choices(["search=stmem_ptbxl", "data=synthetic", *typed]).tree).run
+
+
+def test_a_model_of_any_size_is_checked_without_filling_it_or_touching_the_generator():
+    generator = torch.get_rng_state()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check_model(run_of("model.size=base"))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 170  # MiB; its weights are 340
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_weights_are_filled_again_after_a_check():
+    check_model(run_of("scale=laptop"))
+    assert torch.nn.init.ones_(torch.empty(3)).tolist() == [1, 1, 1]
+    assert torch.empty(3).fill_(2).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("model.decoder_width=1000000000000000", "model: models.st_mem.STMEM cannot be built with its keys: "),
+        ("model.size=huge", "model.size: must be 'tiny', 'small' or 'base', got 'huge'"),
+        ("model.num_sep_tokens=many", "model.num_sep_tokens: must be a whole number, got 'many'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(typed, expected):
+    assert message(check_model, run_of(typed)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("data.record.Record", "model: data.record.Record must take num_samples, which the program tells it"),
+        ("models.vit.Block", "model: models.vit.Block must take leads, num_samples, sampling_rate_hz, which"),
+    ],
+)
+def test_a_model_must_be_a_class_for_models(target, expected):
+    run = run_of()
+    other = run.model_copy(update={"model": component(target)})
+    assert message(check_model, other).startswith(expected)
+
+
+def test_a_model_must_be_a_pretext_task(monkeypatch):
+    monkeypatch.setattr(components, "build", lambda *arguments, **provided: torch.nn.Identity())
+    assert message(check_model, run_of()).startswith("model._target_: must be a pretext task")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (
+            "task.finetune.transforms.0.level=30",
+            "task.finetune.transforms.0: level must lie between 0 and 10, got 30.0",
+        ),
+        (
+            "task.pretrain.transforms=[{_target_: data.transforms.Dropp}]",
+            "task.pretrain.transforms.0: data.transforms.Dropp: there is no class Dropp to build; did you mean Drop?",
+        ),
+        (
+            "task.pretrain.transforms=[{_target_: data.splits.Split, train: 0, valid: 0, test: 0}]",
+            "task.pretrain.transforms.0._target_: must be a class that can draw, got data.splits.Split",
+        ),
+        ("data.reader.seed=x", "data.reader.seed: must be a whole number, got 'x'"),
+    ],
+)
+def test_readers_and_transforms_are_checked_with_their_keys(typed, expected):
+    assert message(check_components, run_of(typed)) == expected
+
+
+def test_a_component_of_the_configuration_keeps_its_target_and_its_keys_apart():
+    assert component("a.b.C", x=1).arguments == {"x": 1}

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -141,6 +142,8 @@ def _arguments(component: Component, provided: Collection[str], *, at: str) -> d
     parameters = _parameters(cls)
     told = component.arguments
     theirs = [name for name in parameters if name not in provided]
+    if untold := [name for name in provided if name not in parameters]:
+        raise ComponentError(f"{at}: {component.target} must take {', '.join(untold)}, which the program tells it")
     for key in told:
         if key in provided:
             raise ComponentError(f"{at}.{key}: {cls.__name__} is told this by the program; leave it out")
@@ -154,11 +157,13 @@ def _arguments(component: Component, provided: Collection[str], *, at: str) -> d
 
 @functools.cache
 def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a class by name; annotations are resolved where they can be."""
+    """What a class can be told by keyword; annotations are resolved where they can be."""
     try:
-        return inspect.signature(cls, eval_str=True).parameters
+        parameters = inspect.signature(cls, eval_str=True).parameters
     except NameError:  # an annotation that only type checkers import
-        return inspect.signature(cls).parameters
+        parameters = inspect.signature(cls).parameters
+    by_keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind in by_keyword}
 
 
 def _converted(cls: type, key: str, value: Any, *, at: str) -> Any:
@@ -194,7 +199,7 @@ def model_inputs(data: Data) -> dict[str, Any]:
 
 
 def check_model(run: Run) -> None:
-    """Build the run's model without memory for its weights.
+    """Build the run's model without filling its weights: in milliseconds, whatever its size.
 
     Raises:
         ComponentError: if its arguments do not fit its class, or it is no pretext task.
@@ -206,7 +211,7 @@ def check_model(run: Run) -> None:
 
     check(run.model, model_inputs(run.data), at="model")
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), _unfilled():
             model = build(run.model, **model_inputs(run.data))
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -215,6 +220,27 @@ def check_model(run: Run) -> None:
         raise ComponentError(
             f"model._target_: must be a pretext task (models.pretext.PretextTask), got {run.model.target}"
         )
+
+
+def _unfilled() -> AbstractContextManager[Any]:
+    """While it lasts, tensors are not filled in place, so that their memory is reserved but never touched.
+
+    The meta device would do, but its first `arange` loads a second's worth of torch's compiler.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    in_place = {getattr(torch.Tensor, f"{name}_") for name in ("uniform", "normal", "fill", "zero")}
+    in_place |= {value for name, value in vars(torch.nn.init).items() if name.endswith("_") and callable(value)}
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = kwargs or {}
+            if func in in_place:
+                return args[0] if args else given["tensor"]
+            return func(*args, **given)
+
+    return Unfilled()
 
 
 def check_components(run: Run) -> None:

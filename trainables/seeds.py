@@ -13,7 +13,8 @@ INITIALISATION, PRETRAIN, FINETUNE, PROBE = range(4)
 
 def seed_of(seed: int, *place: int) -> int:
     """A 63-bit seed for one place of a run, independent of those of all other places."""
-    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> 1)
+    # as a spawn key: in one list with the seed, a place would share its numbers with the one that ends in a 0 more
+    return int(np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generator_of(seed: int, *place: int) -> torch.Generator:

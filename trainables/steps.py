@@ -72,8 +72,11 @@ def train_epoch(
                 loss = share.loss()
             # the gradients of the workers are averaged: weigh each by its records, so that this is the batch's mean
             weight = share.num_records * workers.world_size / share.global_size / cycle
-            (loss * weight).backward()  # type: ignore[no-untyped-call]
-        total += torch.stack([loss.detach().double() * share.num_records, loss.new_tensor(share.num_records).double()])
+            # 0 times a loss is 0, or NaN if it is not finite: the gradients then tell all workers, where the loss of
+            # one may be infinite with finite gradients
+            (loss * (weight + 0 * loss.detach())).backward()
+        total[0] += loss.detach().double() * share.num_records
+        total[1] += share.num_records
         if not last_of_cycle:
             continue
         step = stage_epoch * steps_per_epoch + number // stage.accumulation_steps

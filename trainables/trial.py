@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -155,21 +154,6 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch. Tune is never told that a trial is done: the scheduler stops what is finished."""
         return self.engine.next_epoch()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Copy the trial's last state and best weights, for a scheduler that pauses trials or copies them."""
-        for file in self.assignment.folder.glob("*.safetensors"):
-            shutil.copy2(file, checkpoint_dir)
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from a copied state, this trial's own or another's."""
-        self.engine.stop()
-        self.assignment.folder.mkdir(parents=True, exist_ok=True)
-        for stale in self.assignment.folder.glob("*.safetensors"):
-            stale.unlink()
-        for file in Path(checkpoint).glob("*.safetensors"):
-            shutil.copy2(file, self.assignment.folder)
-        self.engine = self.start_engine(self.assignment)
 
     def cleanup(self) -> None:
         """Give back what the trial holds."""

@@ -36,6 +36,7 @@ class Workers:
         if num_gpus > 0 and torch.cuda.is_available():
             # Ray shows a worker its own devices alone, so the local rank counts only where it shows several
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+            torch.cuda.set_device(device)  # NCCL sends objects by way of the current device
         return cls(rank, world_size, device)
 
     def together(self, module: nn.Module) -> nn.Module:
