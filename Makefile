@@ -12,6 +12,8 @@ SUITABLE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info
 VENV_PYTHON = .venv/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_DIR ?= runs/benchmarks
+# Empty: recordings are generated. A folder: the PTB-XL in it, with its records100/, is read.
+BENCH_DATA_ROOT ?=
 
 help:
 	@echo "make search    search ST-MEM on synthetic recordings, laptop scale: minutes on 2 cores, ends in a report"
@@ -19,6 +21,7 @@ help:
 	@echo "make test-all  the whole test suite"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make bench     the short benchmarks; figures as JSON in BENCH_DIR ($(BENCH_DIR))"
+	@echo "           BENCH_DATA_ROOT=DIR measures the store on the PTB-XL in DIR instead of generated recordings"
 	@echo "make venv      .venv with every version pinned, for all of the above (PYTHON=... chooses the Python)"
 	@echo "make clean     remove caches and build products; .venv and runs stay"
 
@@ -40,6 +43,8 @@ lint: .venv/for-developing
 	@$(VENV_PYTHON) -m mypy
 
 bench: .venv/for-running
+	@$(VENV_PYTHON) benchmarks/store.py $(if $(BENCH_DATA_ROOT),--data-root "$(BENCH_DATA_ROOT)") \
+	  --json "$(BENCH_DIR)/store.json"
 	@$(VENV_PYTHON) benchmarks/trial_start.py --json "$(BENCH_DIR)/trial_start.json"
 
 clean:

@@ -39,8 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ChoiceError, ComponentError, *_user_errors()) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        return USERS_MISTAKE
+        return complain(str(error))
+    except OSError as error:  # of a disk or a file; our own readers and writers say more
+        return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+
+def complain(message: str) -> int:
+    """Say in one line what is wrong."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", markup=False)
+    return USERS_MISTAKE
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -115,6 +122,13 @@ def checked_space(launch: Launch) -> Space:
     return space
 
 
+def lint_search(launch: Launch, space: Space) -> None:
+    """Refuse a search that cannot give what it seems to; imported late, after the cheaper checks have passed."""
+    from search_spaces.lint import lint
+
+    lint(launch, space)
+
+
 def open_store(launch: Launch, console: Console) -> Store:
     """The prepared recordings of the launch, prepared now where they are not."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -167,11 +181,10 @@ def typed_again() -> str:
 
 def search(launch: Launch, console: Console) -> int:
     """Search, evaluate the best trial once on the test fold, and write the report."""
-    from search_spaces.lint import lint
     from trainables.study import StudyFolder
 
     space = checked_space(launch)
-    lint(launch, space)
+    lint_search(launch, space)
     study = StudyFolder(Path(launch.study_dir))
     check_resume(launch, study)
     if launch.task.encoder is not None:
@@ -184,20 +197,21 @@ def search(launch: Launch, console: Console) -> int:
         ledger, recordings = open_books(launch, space, study, store)
         describe_recordings(launch, recordings, console)
         if ledger.num_ended < ledger.num_trials and not ledger.used_up:
-            try:
-                run_search(launch, ledger, store, console)
-            except KeyboardInterrupt:
+            run_search(launch, ledger, store, console)
+            if ledger.num_ended < ledger.num_trials and not ledger.used_up:  # Tune takes Ctrl-C and ends
                 study.record("study_interrupted")
-                console.print(f"stopped; what ran is saved up to its last epoch. To go on:\n  {typed_again()}")
+                console.print(
+                    f"stopped; what ran is saved up to its last epoch. To go on:\n  {typed_again()}", markup=False
+                )
                 return INTERRUPTED
-        elif ledger.used_up:
-            console.print(f"{ledger.used_up}: type a larger value to go on", markup=False)
-        else:
+        elif not ledger.used_up:
             console.print(
                 f"{study.path}: finished with {ledger.num_ended} trials; type search.num_trials=N with a larger N to "
                 "go further",
                 markup=False,
             )
+        if ledger.used_up:
+            console.print(f"{ledger.used_up}: type a larger value to go on", markup=False)
         return finish(launch, ledger, study, store, console)
 
 
@@ -259,6 +273,7 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
             "epoch": trial.best_epoch,
             "value": trial.value,
             "metric": launch.search.metric,
+            "metrics": trial.best_metrics,
             "params": trial.params,
             "exploits": trial.exploits,
             "contract": contract_of(run, open_recordings(run, store.path)),
@@ -324,7 +339,8 @@ def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, con
         )
         return 1
     opened = evaluate_study(study, store.path, Workers.of_this_process(num_gpus=1))
-    if ledger.num_ended >= ledger.num_trials:
+    finished_with = [event["trials"] for event in study.read_events() if event["event"] == "study_finished"]
+    if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
     page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
     console.print(f"best: trial {ledger.best.number}, {launch.search.metric} {ledger.best.value:.4f}", markup=False)
@@ -462,10 +478,9 @@ def show(launch: Launch, console: Console) -> int:
     """Print what would run: the configuration, the space, trial 0, and what it may cost."""
     from search_spaces.display import duration
     from search_spaces.estimate import estimate
-    from search_spaces.lint import lint
 
     space = checked_space(launch)
-    lint(launch, space)
+    lint_search(launch, space)
     console.print(as_yaml(launch), markup=False)
     console.print("space:" if space.leaves else "space: nothing is searched")
     for leaf in space.leaves:

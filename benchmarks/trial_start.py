@@ -25,6 +25,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.tune
+import torch
 from figures import Figure, parse_arguments, publish
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -37,6 +38,7 @@ from search_spaces.quiet import quiet
 from search_spaces.schedulers import make_policy
 from search_spaces.schema import Launch, checked
 from search_spaces.tuning import run_trials
+from trainables.files import write_tensors
 from trainables.settings import Run
 from trainables.study import StudyFolder
 from trainables.trial import Assignment, Engine, Trial
@@ -180,27 +182,29 @@ def open_ledger(launch: Launch) -> Ledger:
         make_run=make_run,
         default_params=space.defaults(tree),
         policy=make_policy(launch.scheduler, launch.task),
-        describe=lambda trial, run: {},  # an empty trial leaves no weights to describe
+        describe=lambda trial, run: {"trial": trial.number, "value": trial.value},
     )
 
 
 class Empty:
-    """The engine of a trial that has nothing to compute."""
+    """The engine of a trial that computes nothing: its last epoch is there at once, with weights of one number."""
 
     def __init__(self, assignment: Assignment) -> None:
+        epoch = assignment.run.task.num_epochs
+        write_tensors(assignment.folder / f"best-{epoch:04d}.safetensors", {"weight": torch.zeros(1)}, {})
         self._result = {
-            "epoch": assignment.run.task.num_epochs,
+            "epoch": epoch,
             "stage": "finetune",
             "metrics": {assignment.metric: 0.5},
             "seconds": 0.0,
             "value": 0.5,
-            "best_epoch": assignment.run.task.num_epochs,
+            "best_epoch": epoch,
             "finished": True,
             "reason": None,
         }
 
     def next_epoch(self) -> dict[str, Any]:
-        """The last epoch, at once."""
+        """The last epoch."""
         return self._result
 
     def stop(self) -> None:

@@ -117,11 +117,13 @@ class Display(AbstractContextManager["Display"]):
 
 
 def chosen(params: Mapping[str, object]) -> str:
-    """Choices in short: the last part of each name with its value."""
-    return "  ".join(
-        f"{name.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
-        for name, value in params.items()
-    )
+    """Choices in short: each value with the last part of its name, or the last two where the last alone is shared."""
+    lasts = [name.rpartition(".")[2] for name in params]
+    shown = []
+    for (name, value), last in zip(params.items(), lasts, strict=True):
+        short = last if lasts.count(last) == 1 else ".".join(name.split(".")[-2:])
+        shown.append(f"{short} {value:.3g}" if isinstance(value, float) else f"{short} {value}")
+    return "  ".join(shown)
 
 
 def duration(seconds: float) -> str:

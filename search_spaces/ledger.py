@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,13 +23,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.distributions import Space, encoded, written
 from search_spaces.journal import open_study
+from search_spaces.population import donor_for, explored
 from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import Policy
 from search_spaces.schema import Launch
 from trainables import retention
 from trainables.files import write_atomically
 from trainables.settings import Run
-from trainables.state import read_place
+from trainables.state import copy_state, read_place
 from trainables.study import StudyError, StudyFolder
 
 
@@ -106,7 +108,7 @@ class Ledger:
         self.search = launch.search
         self.trials: dict[int, TrialRecord] = {}
         self.make_run = make_run
-        self._sampler, self._seed = launch.sampler, launch.seed
+        self._sampler, self._scheduler, self._seed = launch.sampler, launch.scheduler, launch.seed
         self._space = space
         self._policy = policy
         self._describe = describe
@@ -257,6 +259,37 @@ class Ledger:
         if not self._policy.report(trial.number, trial.epoch, objective if self._maximize else -objective):
             trial.stopped = True
 
+    def exploit(self, number: int) -> tuple[TrialRecord, Run] | None:
+        """Let a trial at the end of an interval take over a better one's weights, if it is among the worst.
+
+        Returns:
+            The trial and its new run, or None if it goes on as it is.
+
+        Raises:
+            StorageError: if it cannot be written down.
+        """
+        assert self._scheduler.name == "pbt"
+        trial = self.trials[number]
+        worth = {
+            other.number: other.objective if self._maximize else -other.objective
+            for other in self.trials.values()
+            if other.state == "RUNNING" and other.epoch >= trial.epoch and other.objective is not None
+        }
+        draw = np.random.default_rng([self._seed, number, trial.epoch])
+        donor = donor_for(number, worth, quantile=self._scheduler.quantile, draw=draw)
+        if donor is None:
+            return None
+        params = explored(self.trials[donor].params, self._space, self._scheduler, draw)
+        event = self.folder.record("exploit", trial=number, donor=donor, epoch=trial.epoch, params=params)
+        copy_state(self.folder.trial(donor), self.folder.trial(number))
+        self._changed(trial, event)
+        return trial, self.make_run(params)
+
+    def _changed(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
+        """A trial goes on from another's weights, with other choices."""
+        trial.params = event["params"]
+        trial.exploits.append({key: event[key] for key in ("epoch", "donor", "params")})
+
     def end(self, number: int, state: str, reason: str | None) -> None:
         """Write down how a trial ended, tell Optuna, keep its weights if they are among the best.
 
@@ -336,6 +369,8 @@ class Ledger:
     def _bring_up_to_date(self) -> None:
         """Put the events through the books and the policy again, then finish what was begun."""
         self._check_one_study()
+        for left in self.folder.path.rglob(".*.partial"):  # files that a killed driver was writing
+            left.unlink()
         for event in self.folder.read_events():
             self._replay(event)
         for frozen in self._frozen_trials():
@@ -384,6 +419,8 @@ class Ledger:
             self.trials[event["trial"]] = TrialRecord(event["trial"], event["params"])
         elif kind == "epoch" and trial is not None:
             self._take_in(trial, event)
+        elif kind == "exploit" and trial is not None:
+            self._changed(trial, event)
         elif kind == "trial_ended" and trial is not None:
             trial.state, trial.reason, trial.seconds = event["state"], event["reason"], event["seconds"]
 

@@ -30,7 +30,7 @@ from trainables.trial import Assignment, Trial, resources_of
 
 
 class Trouble:
-    """What went wrong with the books, e.g. a full disk: kept from Tune, which would turn it into text, until all stops."""
+    """What went wrong with the books, e.g. a full disk; kept from Tune, which would make text of it, until it stops."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None

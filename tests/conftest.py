@@ -1,7 +1,32 @@
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+if TYPE_CHECKING:
+    from data.store import Store
+    from trainables.recordings import Recordings
+    from trainables.settings import Run
+
+TINY = (
+    "command=train",
+    "data=synthetic",
+    "scale=laptop",
+    "data.reader.num_patients=60",
+    "data.leads=[II,V2]",
+    "data.window_s=1.2",
+    "data.eval_crops=2",
+    "task.pretrain.num_epochs=2",
+    "task.pretrain.batch_size=16",
+    "task.finetune.num_epochs=2",
+    "task.finetune.batch_size=16",
+)
+"""What makes a run of the shipped configuration last a fraction of a second; all else is as shipped."""
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +37,48 @@ def ptbxl_datasets() -> Path:
     if not (folder / "ptbxl_100hz").is_dir():
         pytest.skip(f"no PTB-XL at {folder}: set HEARTSWEEP_DATASETS to the folder that holds ptbxl_100hz")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tensors as small as those of tests gain nothing from threads, which wait for one another on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def compose_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Composes tiny runs: what is given is typed after TINY, in the words of a command line."""
+    from search_spaces.compose import compose_choices
+    from search_spaces.schema import checked
+
+    root = tmp_path_factory.mktemp("synthetic")
+    return lambda *typed: checked(compose_choices([*TINY, f"data.root={root}", *typed]).tree).run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(compose_run: Callable[..., Run]) -> Run:
+    """Pre-training and fine-tuning in two epochs each."""
+    return compose_run()
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The synthetic recordings of every run that `compose_run` composes without other data.* choices."""
+    from data.store import prepare
+    from trainables.recordings import preparation_of, reader_of
+
+    return prepare(
+        reader_of(tiny_run.data),
+        preparation_of(tiny_run.data),
+        tmp_path_factory.mktemp("stores"),
+        name="tiny",
+        max_unreadable_share=0.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_recordings(tiny_run: Run, tiny_store: Store) -> Recordings:
+    """The tiny run's recordings, opened."""
+    from trainables.recordings import open_recordings
+
+    return open_recordings(tiny_run, tiny_store.path)

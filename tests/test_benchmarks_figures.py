@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.figures import Figure, installed_version, machine, parse_arguments, publish
+from benchmarks.figures import Figure, machine, parse_arguments, publish
 
 
 def test_the_file_holds_the_machine_and_every_figure_with_all_its_fields(tmp_path, capsys):
@@ -34,16 +34,12 @@ def test_a_figure_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path)
 
 def test_the_machine_is_described_by_its_parts_and_not_by_its_name():
     described = machine()
-    assert set(described) == {"cpu", "cores", "memory_gib", "gpus", "system", "python", "torch", "ray", "optuna"}
+    parts = {"cpu", "cores", "memory_gib", "gpu", "num_gpus", "system", "python", "torch", "ray", "optuna"}
+    assert parts <= set(described)
     assert platform.node() not in described.values()
     assert described["cores"] >= 1
     assert described["memory_gib"] > 0
     assert described["python"] == platform.python_version()
-    assert all(described[part] for part in ("cpu", "system", "torch", "ray", "optuna"))
-
-
-def test_a_package_that_is_not_installed_has_no_version():
-    assert installed_version("a-package-of-nobody") is None
 
 
 def test_every_benchmark_takes_a_json_file_and_its_own_options(tmp_path, monkeypatch):

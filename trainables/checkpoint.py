@@ -8,7 +8,7 @@ weights were trained, and what their outputs mean. A model without it is another
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from data.record import DataError, Record
+from data.record import DataError, Record, lead_name
 from data.store import prepare_signal
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
-from trainables.files import StorageError, read_tensors, write_atomically
+from trainables.files import StorageError, copy_atomically, read_tensors, write_atomically
 from trainables.predict import probabilities_of
 from trainables.pretrain import build_pretext
 from trainables.provenance import git_revision
@@ -64,27 +65,30 @@ def read_description(folder: Path) -> dict[str, Any]:
         StorageError: if the folder holds no checkpoint of a format that is known here.
     """
     try:
-        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StorageError(
             f"{folder} holds no {DESCRIPTION}: name a folder such as STUDY/checkpoints/best_1"
         ) from error
     except (OSError, ValueError) as error:
-        raise StorageError(f"{folder / DESCRIPTION} cannot be read ({error})") from error
-    if description.get("format") != FORMAT:
-        raise StorageError(f"{folder / DESCRIPTION} must be of format {FORMAT}, got {description.get('format')!r}")
-    return description
+        raise StorageError(f"{folder / DESCRIPTION} cannot be read ({error}): restore it") from error
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise StorageError(f"{folder / DESCRIPTION} must be of format {FORMAT}, got {found!r}")
+    checked: dict[str, Any] = description
+    return checked
 
 
 def keep_run(folder: Path, run: Run, recordings: Recordings, best: dict[str, Any], metric: str) -> Path:
     """Make a checkpoint of a run that was trained in `folder`; return its own folder."""
     kept = folder / "checkpoint"
-    write_atomically(kept / WEIGHTS, (folder / f"best-{best['epoch']:04d}.safetensors").read_bytes())
+    copy_atomically(folder / f"best-{best['epoch']:04d}.safetensors", kept / WEIGHTS)
     description = {
         "trial": None,
         "epoch": best["epoch"],
         "value": best["value"],
         "metric": metric,
+        "metrics": best["metrics"],
         "params": {},
         "contract": contract_of(run, recordings),
         "run": run.model_dump(mode="json", by_alias=True),
@@ -122,15 +126,18 @@ class Checkpoint:
         Args:
             signal_mv: (C, T) in mV, at least `window_s` long.
             sampling_rate_hz: its rate; it is resampled to the contract's.
-            leads: the names of its C leads in their order; it must hold the contract's, in any order.
+            leads: the standard names of its C leads in their order; it must hold the contract's, in any order.
 
         Returns:
             (K,) probabilities of `classes`, the mean over the contract's equally spaced crops.
 
         Raises:
-            DataError: if a lead is missing, or the recording is too short or not finite.
+            DataError: if a lead is missing or no standard one, or the recording is too short or not finite.
         """
-        record = Record("recording", np.asarray(signal_mv, np.float32), sampling_rate_hz, tuple(leads))
+        if not 0 < sampling_rate_hz < np.inf:
+            raise DataError(f"sampling_rate_hz must be positive, got {sampling_rate_hz:g}")
+        names = tuple(lead_name(lead) for lead in leads)
+        record = Record("recording", np.atleast_1d(np.asarray(signal_mv, np.float32)), sampling_rate_hz, names)
         signal = torch.from_numpy(prepare_signal(record, preparation_of(self.run.data)).copy())
         window = self.run.data.window_samples
         starts = n_crop_starts(np.array([signal.shape[-1]]), window, self.run.data.eval_crops)[0]
@@ -149,22 +156,25 @@ def load(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     description = read_description(folder)
-    run = Run.model_validate(description["run"])
-    encoder = build_pretext(run).encoder
-    classifier = Classifier(encoder, len(description["contract"]["classes"]), drop_path=0.0, head_init_std=0.0)
-    tensors, _ = read_tensors(folder / WEIGHTS)
     try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError as error:
+        run, contract = Run.model_validate(description["run"]), description["contract"]
+        num_classes = len(contract["classes"])
+    except (KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{folder / WEIGHTS} does not fit the model of its {DESCRIPTION}: {reason}") from error
-    return Checkpoint(classifier.eval(), run, description["contract"], description)
+        raise StorageError(f"{folder / DESCRIPTION} describes no run that can be built here: {reason}") from error
+    encoder = build_pretext(run).encoder
+    classifier = Classifier(encoder, num_classes, drop_path=0.0, head_init_std=0.0)
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    if difference := _difference(classifier, tensors):
+        raise DataError(f"{folder / WEIGHTS} does not fit the model of its {DESCRIPTION}: {difference}")
+    classifier.load_state_dict(tensors)
+    return Checkpoint(classifier.eval(), run, contract, description)
 
 
 def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
     """Refuse a checkpoint whose encoder was trained on recordings prepared otherwise.
 
-    Leads may be any subset in any order: they are told apart by name.
+    Leads may be any subset of those that it was trained on, in any order: they are told apart by name.
 
     Returns:
         The checkpoint's description.
@@ -181,6 +191,11 @@ def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
         raise DataError(
             f"{folder}: its encoder was trained on recordings prepared otherwise; type {' '.join(differing)}"
         )
+    if unseen := [lead for lead in data.leads if lead not in contract["leads"]]:
+        raise DataError(
+            f"{folder}: its encoder never saw the leads {', '.join(unseen)}; "
+            f"type data.leads=[{','.join(contract['leads'])}] or some of these"
+        )
     return description
 
 
@@ -192,15 +207,21 @@ def load_encoder_weights(encoder: torch.nn.Module, folder: Path) -> None:
     """
     tensors, _ = read_tensors(folder / WEIGHTS)
     weights = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
-    expected = encoder.state_dict()
+    if difference := _difference(encoder, weights):
+        raise DataError(
+            f"{folder} holds another encoder: {difference}; set model.* as in the checkpoint's {DESCRIPTION}"
+        )
+    encoder.load_state_dict(weights)
+
+
+def _difference(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The first tensor that `module` and `weights` do not have in the same shape, or None."""
+    expected = module.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         ours, theirs = expected.get(name), weights.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
-            raise DataError(
-                f"{folder}: the encoder's {name} must be {_shape(ours)}, the checkpoint's is {_shape(theirs)}; "
-                "set model.* as in the checkpoint's checkpoint.json"
-            )
-    encoder.load_state_dict(weights)
+            return f"{name} must be {_shape(ours)}, it is {_shape(theirs)}"
+    return None
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

@@ -18,7 +18,7 @@ from trainables.components import build
 from trainables.optimizers import build_optimizer, parameter_groups
 from trainables.predict import validate
 from trainables.pretrain import build_pretext
-from trainables.probe import embed, probe_head
+from trainables.probe import crop_embeddings, embed, probe_head
 from trainables.recordings import Recordings, window_of
 from trainables.seeds import FINETUNE, INITIALISATION, generator_of, seed_of
 from trainables.settings import Run
@@ -95,7 +95,7 @@ def classify(run: Run, state: TrainState, recordings: Recordings, workers: Worke
             stage_epoch=state.stage_epoch,
             workers=workers,
         )
-        metrics |= validate(classifier, recordings, run.data, run.task, workers)
+        metrics |= validate(classifier, recordings, run.data, run.task, workers, embeddings=shares.valid_embeddings)
         state.finish_epoch(metrics)
         state.offer(metrics, classifier)
         yield metrics
@@ -107,6 +107,8 @@ def _loss_of(recordings: Recordings) -> Callable[..., Tensor]:
 
 class _WholeBatches:
     """Augmented crops through the whole classifier."""
+
+    valid_embeddings = None  # they change with the encoder
 
     def __init__(self, run: Run, classifier: Classifier, recordings: Recordings, workers: Workers) -> None:
         stage = run.task.finetune
@@ -142,11 +144,18 @@ class _FrozenBatches:
     """Embeddings that are computed once, through the head alone; augmentation has no part in a linear probe."""
 
     def __init__(self, run: Run, classifier: Classifier, recordings: Recordings, workers: Workers) -> None:
-        stage = run.task.finetune
+        stage, store, encoder = run.task.finetune, recordings.store, classifier.encoder
         rows = recordings.split.train
-        self._features = embed(classifier.encoder, recordings.store, rows, run.data, workers).to(workers.device)
-        self._targets = torch.from_numpy(recordings.targets(rows)).to(workers.device)
         self._batch_size = min(stage.batch_size, len(rows))
+        if self._batch_size < workers.world_size:
+            raise ValueError(
+                f"each of {workers.world_size} workers needs a record of every batch, got batches of "
+                f"{self._batch_size}: lower cluster.workers_per_trial or raise task.finetune.batch_size"
+            )
+        self._features = embed(encoder, store, rows, run.data, workers).to(workers.device)
+        self._targets = torch.from_numpy(recordings.targets(rows)).to(workers.device)
+        valid = recordings.split.valid
+        self.valid_embeddings = list(crop_embeddings(encoder, store, valid, window_of(run.data), workers))
         self.num_batches = len(rows) // self._batch_size
         self.module = workers.together(classifier.head)
         self._seed = seed_of(run.seed, FINETUNE)

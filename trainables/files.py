@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,15 +24,41 @@ def write_atomically(path: Path, content: bytes) -> None:
         StorageError: on a full or read-only disk, with the file named and what to do.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing_to(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):  # a read-only file system refuses this too
+                partial.unlink()
+            raise
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Put a copy of the file `source` at `target`, whole or not at all.
+
+    Raises:
+        StorageError: if the one cannot be read or the other cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        content = source.read_bytes()
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        raise StorageError(f"{source} cannot be read: {error.strerror or error}") from error
+    write_atomically(target, content)
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses while `path` is written into a StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
         raise storage_error(error, path) from error
 
 
@@ -42,6 +69,9 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         errno.EDQUOT: "the quota is used up: free some space, then type the same line again to go on",
         errno.EROFS: "the file system is read-only: choose another folder with study_dir=DIR",
         errno.EACCES: "permission denied: choose another folder with study_dir=DIR",
+        errno.EPERM: "permission denied: choose another folder with study_dir=DIR",
+        errno.ENOTDIR: "a part of its path is a file: choose another folder with study_dir=DIR",
+        errno.EEXIST: "its folder is a file: choose another folder with study_dir=DIR",
     }
     cure = cures.get(error.errno or 0, error.strerror or str(error))
     return StorageError(f"{path} cannot be written: {cure}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.encoder import Encoder
 from models.pretext import PretextTask
-from trainables.checkpoint import load_encoder_weights
+from trainables.checkpoint import check_encoder, load_encoder_weights
 from trainables.classify import classify, enter_finetune, fresh_encoder
 from trainables.pretrain import enter_pretrain, pretrain
 from trainables.recordings import Recordings
@@ -55,9 +55,14 @@ def train(
 
 
 def first_encoder(run: Run) -> Encoder:
-    """What a fine-tuning without pre-training begins with: a checkpoint's encoder, or a fresh one for `scratch`."""
+    """What a fine-tuning without pre-training begins with: a checkpoint's encoder, or a fresh one for `scratch`.
+
+    Raises:
+        DataError, StorageError: if the checkpoint cannot be read or is of another model or other recordings.
+    """
     encoder = fresh_encoder(run)
     if run.task.finetune.mode != "scratch":
         assert run.task.encoder is not None
+        check_encoder(Path(run.task.encoder), run.data)
         load_encoder_weights(encoder, Path(run.task.encoder))
     return encoder

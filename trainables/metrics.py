@@ -16,7 +16,7 @@ Kind = Literal["multilabel", "single_label"]
 
 def metric_key(name: str) -> str:
     """`AveragePrecision` -> `average_precision`, `AUROC` -> `auroc`: how a metric is logged after its split."""
-    words = re.findall(r"[A-Z]+(?=[A-Z][a-z]|\d|$)|[A-Z]?[a-z]+|\d+", name)
+    words = re.findall(r"[A-Z]+\d*(?=[A-Z][a-z]|$)|[A-Z]?[a-z]+\d*", name)
     return "_".join(word.lower() for word in words)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.loaders import eval_batches
 from data.store import Store
 from models.classifier import Classifier
 from trainables import metrics
-from trainables.probe import EVAL_BATCH_SIZE
+from trainables.probe import crop_embeddings
 from trainables.recordings import Recordings, window_of
 from trainables.settings import Data, Task
 from trainables.workers import Workers
@@ -22,46 +23,54 @@ def probabilities_of(logits: Tensor, kind: str) -> Tensor:
     return logits.sigmoid() if kind == "multilabel" else logits.softmax(dim=-1)
 
 
-@torch.no_grad()
 def predict(
     classifier: Classifier, store: Store, rows: NDArray[np.int64], data: Data, workers: Workers, *, kind: str
 ) -> NDArray[np.float32]:
     """(n, K) probabilities of `rows`, the mean over each record's evaluation crops, on every worker."""
-    was_training = classifier.training
-    classifier.eval()
-    shares = []
-    for crops, _ in eval_batches(
-        store,
-        rows,
-        window=window_of(data),
-        batch_size=EVAL_BATCH_SIZE,
-        device=workers.device,
-        rank=workers.rank,
-        world_size=workers.world_size,
-    ):
-        logits = classifier(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
-        shares.append(probabilities_of(logits.float(), kind).mean(dim=1).cpu().numpy())
-    classifier.train(was_training)
+    embeddings = crop_embeddings(classifier.encoder, store, rows, window_of(data), workers)
+    return _answers(classifier, embeddings, workers, kind)
+
+
+@torch.no_grad()
+def _answers(classifier: Classifier, embeddings: Iterable[Tensor], workers: Workers, kind: str) -> NDArray[np.float32]:
+    """(n, K) probabilities of all workers' records from this worker's (b, num_crops, D) embeddings of its own."""
+    shares = [probabilities_of(classifier.head(crops), kind).mean(dim=1).cpu().numpy() for crops in embeddings]
     mine = np.concatenate(shares) if shares else np.empty((0, classifier.head.out_features), np.float32)
     return workers.joined(mine)
 
 
 def validate(
-    classifier: Classifier, recordings: Recordings, data: Data, task: Task, workers: Workers
+    classifier: Classifier,
+    recordings: Recordings,
+    data: Data,
+    task: Task,
+    workers: Workers,
+    *,
+    embeddings: Iterable[Tensor] | None = None,
 ) -> dict[str, float]:
     """The task's metrics of `classifier` on the validation rows, as `val/<metric>`.
+
+    Args:
+        classifier: answers.
+        recordings: whose validation rows are asked about.
+        data: window and crops.
+        task: which metrics.
+        workers: this worker's place.
+        embeddings: what `crop_embeddings` gave of these rows, where the encoder has not changed since.
 
     Raises:
         FloatingPointError: if a probability is not finite.
     """
-    rows = recordings.split.valid
-    probabilities = predict(classifier, recordings.store, rows, data, workers, kind=recordings.labels.kind)
+    rows, kind = recordings.split.valid, recordings.labels.kind
+    if embeddings is None:
+        embeddings = crop_embeddings(classifier.encoder, recordings.store, rows, window_of(data), workers)
+    probabilities = _answers(classifier, embeddings, workers, kind)
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("the model's validation probabilities are not finite")
     classes = recordings.valid_classes
     return metrics.compute(
         task.metrics,
-        recordings.labels.kind,
+        kind,
         np.ascontiguousarray(probabilities[:, classes]),
         np.ascontiguousarray(recordings.targets(rows)[:, classes]),
         split="val",

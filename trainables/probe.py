@@ -6,6 +6,7 @@ every report names: the same probe on an encoder that was never trained.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.loaders import eval_batches
+from data.loaders import Window, eval_batches
 from data.store import Store
 from models.classifier import Classifier
 from models.encoder import Encoder
@@ -34,21 +35,35 @@ def embed(encoder: Encoder, store: Store, rows: NDArray[np.int64], data: Data, w
     Returns:
         (n, D) float32 on the CPU, in the order of `rows`, on every worker.
     """
+    middle = replace(window_of(data), num_crops=1)
+    shares = [crops[:, 0].cpu() for crops in crop_embeddings(encoder, store, rows, middle, workers)]
+    mine = torch.cat(shares).numpy() if shares else np.empty((0, encoder.width), np.float32)
+    return torch.from_numpy(workers.joined(mine))
+
+
+@torch.no_grad()
+def crop_embeddings(
+    encoder: Encoder, store: Store, rows: NDArray[np.int64], window: Window, workers: Workers
+) -> Iterator[Tensor]:
+    """Embeddings of the evaluation crops of this worker's share of `rows`, from the encoder in evaluation mode.
+
+    Yields:
+        (b, num_crops, D) float32 on the worker's device, in the order of `rows`.
+    """
     was_training = encoder.training
     encoder.eval()
-    batches = eval_batches(
+    for crops, _ in eval_batches(
         store,
         rows,
-        window=replace(window_of(data), num_crops=1),
+        window=window,
         batch_size=EVAL_BATCH_SIZE,
         device=workers.device,
         rank=workers.rank,
         world_size=workers.world_size,
-    )
-    shares = [encoder(crops[:, 0]).float().cpu() for crops, _ in batches]
+    ):
+        embeddings: Tensor = encoder(crops.flatten(0, 1))
+        yield embeddings.float().view(*crops.shape[:2], -1)
     encoder.train(was_training)
-    mine = torch.cat(shares).numpy() if shares else np.empty((0, encoder.width), np.float32)
-    return torch.from_numpy(workers.joined(mine))
 
 
 def fit(features: Tensor, targets: Tensor, *, kind: str, l2: float) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,10 @@ PACKAGES = ("heartsweep", "ray", "torch", "optuna", "hydra-core", "numpy", "pand
 
 @functools.cache
 def git_revision() -> str | None:
-    """The commit of this code, with "+changes" where files differ from it; None outside a repository."""
+    """The commit of this code, with "+changes" where files differ from it; None outside its repository."""
     folder = Path(__file__).parent
     try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name, folder=folder)  # installed inside another repository?
         revision = _git("rev-parse", "HEAD", folder=folder)
         changed = _git("status", "--porcelain", "--untracked-files=no", folder=folder)
     except (OSError, subprocess.CalledProcessError):

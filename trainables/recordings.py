@@ -62,7 +62,8 @@ def open_recordings(run: Run, store: Path) -> Recordings:
     Raises:
         DataError: if the store, the labels or the split cannot serve the run.
     """
-    return _opened(store, run.data.model_dump_json(), run.task.labels, tuple(run.task.classes or ()) or None, run.seed)
+    classes = None if run.task.classes is None else tuple(run.task.classes)
+    return _opened(store, run.data.model_dump_json(), run.task.labels, classes, run.seed)
 
 
 @functools.lru_cache(maxsize=2)
@@ -82,6 +83,12 @@ def _opened(path: Path, data_json: str, protocol: str, classes: tuple[str, ...] 
     )
     absent = set(absent_classes(labels, rows.valid))
     present = [position for position, name in enumerate(labels.classes) if name not in absent]
+    if not present:
+        raise DataError(
+            f"nothing can be measured on the {len(rows.valid)} validation records: each class of {labels.protocol} is "
+            f"carried by none or by all of them; widen data.valid_folds or data.max_valid_patients "
+            f"(now {data.max_valid_patients})"
+        )
     return Recordings(store, labels, rows, np.array(present, dtype=np.int64))
 
 

@@ -6,15 +6,18 @@ says its trial and value, so that the folders can be put in order from what is f
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from trainables.checkpoint import DESCRIPTION, WEIGHTS, describe, read_description
-from trainables.files import storage_error, write_atomically
+from trainables.files import copy_atomically, writing_to
 from trainables.study import StudyFolder
 
 DEFAULT_TRIAL = 0
+OURS = re.compile(r"best_\d+|\.trial_\d+")
+"""Names of the folders that are put in order; whatever else lies beside them is a user's."""
 
 
 def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep_best: int, maximize: bool) -> None:
@@ -22,7 +25,7 @@ def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep
 
     Args:
         study: whose `checkpoints/` is put in order: best_1, best_2, ..., and default (trial 0's).
-        weights: a classifier's safetensors file; it is copied.
+        weights: a classifier's safetensors file; it is copied. Where it is gone, a crash came after the copy.
         description: of the checkpoint; its "trial" and "value" decide.
         keep_best: how many of the best stay.
         maximize: whether more value is better.
@@ -31,47 +34,62 @@ def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep
         StorageError: on a full or read-only disk.
     """
     trial = description["trial"]
-    _write(study.checkpoints / f".trial_{trial:04d}", weights, description)
-    if trial == DEFAULT_TRIAL:
-        _write(study.checkpoints / "default", weights, description)
+    if weights.exists():
+        _write(study.checkpoints / f".trial_{trial:04d}", weights, description)
+        if trial == DEFAULT_TRIAL:
+            _write(study.checkpoints / "default", weights, description)
     arrange(study, keep_best=keep_best, maximize=maximize)
 
 
 def _write(folder: Path, weights: Path, description: dict[str, Any]) -> None:
-    (folder / DESCRIPTION).unlink(missing_ok=True)  # not whole until the JSON is back
-    try:
-        content = weights.read_bytes()
-    except OSError as error:
-        raise storage_error(error, weights) from error
-    write_atomically(folder / WEIGHTS, content)
+    with writing_to(folder):
+        _remove(folder)
+    copy_atomically(weights, folder / WEIGHTS)
     describe(folder, description)
 
 
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint, the JSON first: what a crash leaves of it is then no checkpoint."""
+    if folder.exists():
+        (folder / DESCRIPTION).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
 def arrange(study: StudyFolder, *, keep_best: int, maximize: bool) -> None:
-    """Name the study's checkpoints by rank and delete those beyond `keep_best` and those never finished."""
+    """Name the study's checkpoints by rank and delete those beyond `keep_best` and those never finished.
+
+    Raises:
+        StorageError: if one cannot be read, or on a read-only disk.
+    """
     if not study.checkpoints.exists():
         return
+    with writing_to(study.checkpoints):
+        found = _found(study.checkpoints)
+        sign = -1 if maximize else 1
+        ranked = sorted(found, key=lambda trial: (sign * found[trial][0], trial))
+        # all leave their ranks before one takes a rank: no name is taken twice
+        waiting = {trial: study.checkpoints / f".trial_{trial:04d}" for trial in ranked}
+        for trial in ranked:
+            if found[trial][1] != waiting[trial]:
+                found[trial][1].rename(waiting[trial])
+        for trial in ranked[keep_best:]:
+            _remove(waiting[trial])
+        for rank, trial in enumerate(ranked[:keep_best], start=1):
+            waiting[trial].rename(study.checkpoints / f"best_{rank}")
+
+
+def _found(checkpoints: Path) -> dict[int, tuple[float, Path]]:
+    """Value and folder of every trial that is kept; what is not whole and what is there twice is deleted."""
     found: dict[int, tuple[float, Path]] = {}
-    for folder in sorted(study.checkpoints.iterdir()):
-        if folder.name == "default" or not folder.is_dir():
+    for folder in sorted(checkpoints.iterdir()):  # .trial_N, the newer copy, comes before best_K
+        if not OURS.fullmatch(folder.name) or not folder.is_dir():
             continue
         if not (folder / DESCRIPTION).exists():
-            shutil.rmtree(folder)
+            _remove(folder)
             continue
         description = read_description(folder)
         if description["trial"] in found:  # a crash between the copy and the order left it twice
-            shutil.rmtree(folder)
+            _remove(folder)
             continue
         found[description["trial"]] = (description["value"], folder)
-    sign = -1 if maximize else 1
-    ranked = sorted(found, key=lambda trial: (sign * found[trial][0], trial))
-    for trial in ranked:
-        waiting = study.checkpoints / f".trial_{trial:04d}"
-        if found[trial][1] != waiting:
-            found[trial][1].rename(waiting)
-    for rank, trial in enumerate(ranked, start=1):
-        waiting = study.checkpoints / f".trial_{trial:04d}"
-        if rank <= keep_best:
-            waiting.rename(study.checkpoints / f"best_{rank}")
-        else:
-            shutil.rmtree(waiting)
+    return found

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.files import read_metadata, read_tensors, write_tensors
+from trainables.files import StorageError, read_metadata, read_tensors, write_atomically, write_tensors, writing_to
 
 StageName = Literal["pretrain", "finetune"]
 LAST = "last.safetensors"
@@ -82,7 +82,11 @@ class TrainState:
             }
 
     def save(self, folder: Path) -> None:
-        """Write the state to `folder`; a crash at any instant leaves the one before or this one."""
+        """Write the state to `folder`; a crash at any instant leaves the one before or this one.
+
+        Raises:
+            StorageError: on a full or read-only disk; the state before is still whole.
+        """
         assert self.model is not None
         assert self.optimizer is not None
         if self.best is not None:
@@ -90,13 +94,14 @@ class TrainState:
             if not best.exists() or self.best.epoch == self.epoch:
                 write_tensors(best, self.best_weights, {"best": json.dumps(asdict(self.best))})
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer)
+        tensors |= optimizer_tensors(self.optimizer, self.model)
         place: dict[str, Any] = {"epoch": self.epoch, "stage": self.stage, "stage_epoch": self.stage_epoch}
         place |= {"best": None if self.best is None else asdict(self.best), "history": self.history}
         write_tensors(folder / LAST, tensors, {"state": json.dumps(place)})
         for stale in folder.glob("best-*.safetensors"):
             if self.best is None or stale.name != f"best-{self.best.epoch:04d}.safetensors":
-                stale.unlink()
+                with writing_to(stale):
+                    stale.unlink()
 
 
 def read_place(folder: Path) -> dict[str, Any] | None:
@@ -107,7 +112,14 @@ def read_place(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / LAST).exists():
         return None
-    place: dict[str, Any] = json.loads(read_metadata(folder / LAST)["state"])
+    return _place_in(read_metadata(folder / LAST), folder / LAST)
+
+
+def _place_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    try:
+        place: dict[str, Any] = json.loads(metadata["state"])
+    except (KeyError, ValueError) as error:
+        raise StorageError(f"{path} holds no state of a run ({error!r}): restore it or delete it") from error
     return place
 
 
@@ -133,7 +145,7 @@ class SavedState:
         if not (folder / LAST).exists():
             return None
         tensors, metadata = read_tensors(folder / LAST)
-        place: dict[str, Any] = json.loads(metadata["state"])
+        place = _place_in(metadata, folder / LAST)
         best = None if place["best"] is None else Best(**place["best"])
         weights = {} if best is None else read_tensors(folder / f"best-{best.epoch:04d}.safetensors")[0]
         return cls(place["epoch"], place["stage"], place["stage_epoch"], best, place["history"], tensors, weights)
@@ -146,24 +158,45 @@ class SavedState:
         state.best, state.best_weights, state.history = self.best, self.best_weights, self.history
         weights = {name.removeprefix("model."): t for name, t in self.tensors.items() if name.startswith("model.")}
         state.model.load_state_dict(weights)
-        load_optimizer_tensors(state.optimizer, self.tensors)
+        load_optimizer_tensors(state.optimizer, state.model, self.tensors)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors, `optimizer.<parameter number>.<name>`; its rates follow from the step."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors, `<its class>.<key>.<parameter>`; its rates follow from the step.
+
+    Not by torch's parameter numbers: these follow from the groups, which change with the layer decay where a trial
+    goes on with other choices (population-based training).
+    """
+    name_of: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
-    for number, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
             if isinstance(value, Tensor):  # SGD keeps None before its first momentum
-                tensors[f"optimizer.{number}.{name}"] = value
+                tensors[f"{type(optimizer).__name__}.{key}.{name_of[parameter]}"] = value
     return tensors
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put what `optimizer_tensors` named back into `optimizer`."""
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `optimizer_tensors` named back into `optimizer`; another class's state is left out."""
+    name_of: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    stepped = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    number_of = {name: number for number, name in enumerate(stepped)}
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            state.setdefault(int(number), {})[key] = tensor
+    for tensor_name, tensor in tensors.items():
+        owner, _, rest = tensor_name.partition(".")
+        key, _, name = rest.partition(".")
+        if owner == type(optimizer).__name__ and name in number_of:
+            state.setdefault(number_of[name], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def copy_state(source: Path, target: Path) -> None:
+    """Put a copy of the state in `source` into `target`, in the place of what is there.
+
+    The writer of `source` replaces whole files, so each copy is whole; the state comes last, as when it is saved.
+
+    Raises:
+        StorageError: on a full or read-only disk.
+    """
+    for path in sorted(source.glob("best-*.safetensors")) + [source / LAST]:
+        write_atomically(target / path.name, path.read_bytes())

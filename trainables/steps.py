@@ -74,7 +74,7 @@ def train_epoch(
             weight = share.num_records * workers.world_size / share.global_size / cycle
             # 0 times a loss is 0, or NaN if it is not finite: the gradients then tell all workers, where the loss of
             # one may be infinite with finite gradients
-            (loss * (weight + 0 * loss.detach())).backward()
+            (loss * (weight + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
         total[0] += loss.detach().double() * share.num_records
         total[1] += share.num_records
         if not last_of_cycle:

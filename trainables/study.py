@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from trainables.files import StorageError, storage_error, write_atomically
+from trainables.files import StorageError, write_atomically, writing_to
 
 
 class StudyError(ValueError):
@@ -80,12 +80,17 @@ class StudyFolder:
         """The configuration that the study began with.
 
         Raises:
-            StudyError: if there is no study in the folder.
+            StudyError: if there is no study in the folder, or its configuration is damaged.
         """
         try:
-            tree: dict[str, Any] = yaml.safe_load(self.configuration.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+            tree = yaml.safe_load(self.configuration.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise StudyError(f"{self.path} holds no study (no study.yaml): name one with study_dir=DIR") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise StudyError(f"{self.configuration} cannot be read ({reason}): restore it") from error
+        if not isinstance(tree, dict):
+            raise StudyError(f"{self.configuration} must hold a configuration, got {tree!r:.50}: restore it")
         return tree
 
     def write_configuration(self, tree: dict[str, Any]) -> None:
@@ -101,7 +106,7 @@ class StudyFolder:
         """
         line: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
         content = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
+        with writing_to(self.events):
             self.path.mkdir(parents=True, exist_ok=True)
             with self.events.open("a+b") as file:
                 if file.tell() > 0:  # a crash may have cut the last line off: begin a new one
@@ -111,8 +116,6 @@ class StudyFolder:
                 file.write(content.encode())
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise storage_error(error, self.events) from error
         return line
 
     def read_events(self) -> Iterator[dict[str, Any]]:
@@ -132,19 +135,18 @@ class StudyFolder:
 
         Raises:
             StudyError: if another process holds it, with its host and process number.
+            StorageError: on a full or read-only disk.
         """
         path = self.path / "lock"
-        try:
+        with writing_to(path):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except OSError as error:
-            raise storage_error(error, path) from error
+            file = path.open("a+b", buffering=0)
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = file.read().decode(errors="replace").strip() or "another process"
                 raise StudyError(
                     f"{self.path} is in use by {holder}: wait for it, stop it, or type another study_dir=DIR"
                 ) from error
@@ -152,10 +154,10 @@ class StudyFolder:
                 raise StorageError(
                     f"{path} cannot be locked ({error}): choose another folder with study_dir=DIR"
                 ) from error
-            file.truncate(0)
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
-            file.flush()
+            with writing_to(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}".encode())
             try:
                 yield
             finally:
