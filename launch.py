@@ -77,7 +77,10 @@ def run(arguments: Sequence[str], console: Console) -> int:
         "prepare": prepare,
         "show": show,
     }
-    return commands[launch.command](launch, console)
+    from search_spaces.logs import configure
+
+    with configure(launch.debug, Console(stderr=True)):
+        return commands[launch.command](launch, console)
 
 
 def configuration_of(line: Line) -> Composed:
@@ -306,22 +309,31 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
 def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -> None:
     """Run trials on Ray, with a live table in a terminal and Ray's own noise in a file."""
     from search_spaces.display import Display
+    from search_spaces.logs import configure
     from search_spaces.quiet import quiet
+    from search_spaces.tracking import make_tracker
     from search_spaces.tuning import ray_instance, run_trials
 
     console.print(f"study: {ledger.folder.path}", markup=False)
     with (
         quiet(console, ledger.folder.log) as terminal,
-        ray_instance(launch.cluster),
+        ray_instance(launch.cluster, log_to_driver=launch.debug.enabled),
+        configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
+        make_tracker(launch.tracking, ledger.folder) as track,
         Display(terminal, ledger, launch.task.num_epochs) as display,
     ):
+
+        def show_change() -> None:
+            display()
+            track()
+
         run_trials(
             ledger,
             launch.cluster,
             store=store.path,
             metric=launch.search.metric,
             maximize=launch.search.direction == "maximize",
-            on_change=display,
+            on_change=show_change,
             scheduler=launch.scheduler,
         )
 

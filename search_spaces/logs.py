@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.console import Console
 from search_spaces.schema import Debug
 from trainables.files import storage_error
 
-OURS = ("launch", "data", "models", "reports", "search_spaces", "trainables")
+OURS = ("data", "models", "reports", "search_spaces", "trainables")
 LIBRARIES = ("ray", "optuna")  # each writes to standard error by a handler of its own
 WHOLE_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -40,11 +40,11 @@ def configure(debug: Debug, terminal: Console, log: Path | None = None) -> Itera
         if log is not None:
             ours.append(stack.enter_context(contextlib.closing(_file_handler(log))))
         for name in OURS:
-            stack.enter_context(_changed(logging.getLogger(name), debug.log_level, ours))
-        for name in LIBRARIES if debug.enabled else ():
             logger = logging.getLogger(name)
+            stack.enter_context(_changed(logger, debug.log_level, less=list(logger.handlers), more=ours))
+        for name in LIBRARIES if debug.enabled else ():
             shows_too = [] if log is None else [shown]
-            stack.enter_context(_changed(logger, debug.log_level, [*logger.handlers, *shows_too]))
+            stack.enter_context(_changed(logging.getLogger(name), debug.log_level, less=[], more=shows_too))
         yield
 
 
@@ -83,13 +83,21 @@ def _file_handler(log: Path) -> logging.FileHandler:
 
 
 @contextlib.contextmanager
-def _changed(logger: logging.Logger, level: str, handlers: list[logging.Handler]) -> Iterator[None]:
-    """The logger with this level and these handlers, then with its own again."""
-    before = logger.level, logger.handlers
+def _changed(
+    logger: logging.Logger, level: str, *, less: Iterable[logging.Handler], more: Iterable[logging.Handler]
+) -> Iterator[None]:
+    """The logger at this level, with some handlers less and some more; then as it was."""
+    before = logger.level
     logger.setLevel(level)
-    logger.handlers = handlers
+    for handler in less:
+        logger.removeHandler(handler)
+    for handler in more:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.setLevel(before[0])
-        logger.handlers = before[1]
+        for handler in more:
+            logger.removeHandler(handler)
+        for handler in less:
+            logger.addHandler(handler)
+        logger.setLevel(before)

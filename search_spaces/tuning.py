@@ -274,7 +274,7 @@ def run_trials(
 
 
 @contextmanager
-def ray_instance(cluster: Cluster) -> Iterator[None]:
+def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[None]:
     """Connect to the cluster at `cluster.address`, or start Ray on this machine; stop or leave it in the end.
 
     Raises:
@@ -285,13 +285,13 @@ def ray_instance(cluster: Cluster) -> Iterator[None]:
     try:
         if cluster.address is None:
             # without the dashboard ended gangs would keep their CPUs (Train asks it who is alive)
-            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=gang, log_to_driver=False)
+            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=gang, log_to_driver=log_to_driver)
         else:
             # every worker runs this very code, frozen now, on every node
             root = Path(__file__).resolve().parent.parent
             excludes = ["/runs/", "/.venv/", "/.git/", "/tests/", "/benchmarks/"]
             environment = {"working_dir": str(root), "excludes": excludes}
-            ray.init(address=cluster.address, runtime_env=environment, log_to_driver=False)
+            ray.init(address=cluster.address, runtime_env=environment, log_to_driver=log_to_driver)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise StudyError(f"no Ray cluster could be used at cluster.address={cluster.address}: {reason}") from error

@@ -21,6 +21,7 @@ TINY = (
     "data.leads=[II,V2]",
     "data.window_s=1.2",
     "data.eval_crops=2",
+    "task.probe.l2=0.1",
     "task.pretrain.num_epochs=2",
     "task.pretrain.batch_size=16",
     "task.finetune.num_epochs=2",

@@ -408,7 +408,7 @@ def test_an_epoch_that_only_the_state_tells_of_is_taken_in_when_the_next_one_com
 
 def test_a_trial_that_the_state_shows_to_be_stopped_is_not_taken_further(tmp_path):
     launch = launch_of(*ASHA, "search.num_trials=3")
-    ledger, _ = run_search(tmp_path, launch, num_results=8)
+    ledger, _ = run_search(tmp_path, launch, num_results=5)
     trial, run = ledger.next_trial()
     trainer = Trainer(trial, run, ledger.folder.trial(2))
     trainer.epoch()

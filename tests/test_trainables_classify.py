@@ -6,6 +6,7 @@ import torch
 
 from models.classifier import Classifier
 from trainables.classify import classify, enter_finetune, fresh_encoder
+from trainables.predict import validate
 from trainables.pretrain import build_pretext
 from trainables.probe import embed, fit
 from trainables.state import TrainState
@@ -51,7 +52,6 @@ def test_fine_tuning_trains_every_layer_of_a_copy(run, encoder, tiny_recordings)
     assert not encoder.positions.requires_grad
     after = state.model.encoder.state_dict()
     moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
-    # a key's bias shifts all scores of a query alike: the one parameter that no gradient reaches lies within qkv.bias
     assert moved == set(before)
     assert [set(epoch) for epoch in metrics] == [
         {"train/loss", "train/lr", "val/auroc", "val/average_precision"}
@@ -92,8 +92,6 @@ def test_a_linear_probe_computes_its_features_once_and_in_evaluation_mode(run, e
 
 
 def test_a_linear_probes_metrics_are_those_of_the_whole_classifier(run, encoder, tiny_recordings):
-    from trainables.predict import validate
-
     run = changed(run, mode="linprobe")
     state = entered(run, encoder, tiny_recordings)
     for metrics in classify(run, state, tiny_recordings, ALONE):

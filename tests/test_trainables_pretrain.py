@@ -1,6 +1,5 @@
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 
@@ -78,19 +77,11 @@ def test_the_probe_leaves_what_is_pre_trained_as_it_is(tiny_run, tiny_recordings
     torch.testing.assert_close(dict(pretext.state_dict()), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("key", ["seed", "mask_ratio"])
-def test_what_is_drawn_and_what_is_hidden_change_the_loss(tiny_run, tiny_recordings, key):
-    if key == "seed":
-        changed = tiny_run.model_copy(update={"seed": 1})
-    else:
-        told = tiny_run.model.model_dump(by_alias=True) | {"mask_ratio": 0.5}
-        changed = tiny_run.model_copy(update={"model": type(tiny_run.model).model_validate(told)})
+def test_another_seed_hides_other_patches(tiny_run, tiny_recordings):
     losses = []
-    for one in (tiny_run, changed):
+    for run in (tiny_run, tiny_run.model_copy(update={"seed": 1})):
         state = entered(tiny_run)  # the same weights
-        if key == "mask_ratio":
-            state.model.num_kept = build_pretext(one).num_kept
-        losses.append(next(pretrain(one, state, tiny_recordings, ALONE))["train/loss"])
+        losses.append(next(pretrain(run, state, tiny_recordings, ALONE))["train/loss"])
     assert losses[0] != losses[1]
 
 
@@ -108,7 +99,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage_and_keeps_the_epochs_before(ru
     assert all(torch.isfinite(tensor).all() for tensor in state.best_weights.values())
 
 
-def test_signals_that_are_not_finite_end_the_stage(run, tiny_recordings, monkeypatch):
+def test_signals_that_are_not_finite_end_the_stage(run, tiny_recordings):
     state = entered(run)
     broken = dataclasses.replace(tiny_recordings, store=_Broken(tiny_recordings.store))
     with pytest.raises(FloatingPointError):
@@ -129,6 +120,5 @@ class _Broken:
 
 def test_a_run_repeats_itself_to_the_bit(run, epochs, tiny_recordings):
     _, metrics = epochs
-    np.random.seed(3)  # noqa: NPY002  the global generator must not matter
-    torch.manual_seed(3)
+    torch.manual_seed(3)  # the global generator has no part in it
     assert next(pretrain(run, entered(run), tiny_recordings, ALONE)) == metrics[0]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data.record import DataError, Record, lead_name
-from data.store import prepare_signal
+from data.store import MV_PER_UNIT, prepare_signal
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
 from trainables.files import StorageError, copy_atomically, read_tensors, write_atomically
@@ -138,7 +138,9 @@ class Checkpoint:
             raise DataError(f"sampling_rate_hz must be positive, got {sampling_rate_hz:g}")
         names = tuple(lead_name(lead) for lead in leads)
         record = Record("recording", np.atleast_1d(np.asarray(signal_mv, np.float32)), sampling_rate_hz, names)
-        signal = torch.from_numpy(prepare_signal(record, preparation_of(self.run.data)).copy())
+        signal_mv = prepare_signal(record, preparation_of(self.run.data))
+        units = np.rint(signal_mv / np.float32(MV_PER_UNIT))  # a store keeps whole units: so did training
+        signal = torch.from_numpy(units).mul_(MV_PER_UNIT)
         window = self.run.data.window_samples
         starts = n_crop_starts(np.array([signal.shape[-1]]), window, self.run.data.eval_crops)[0]
         crops = torch.stack([signal[:, start : start + window] for start in starts.tolist()])

@@ -1,0 +1,164 @@
+"""Who is stopped when: each rule against a slow and plain one, and against the trials that it must leave alone."""
+
+import functools
+import statistics
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from search_spaces.compose import compose_choices
+from search_spaces.schedulers import MedianStopping, NoStopping, SuccessiveHalving, make_policy, rungs_of
+from search_spaces.schema import checked
+
+modest = settings(max_examples=40, deadline=None)
+
+
+@functools.cache
+def launch_of(*typed):
+    return checked(compose_choices(["search=stmem_ptbxl", *typed]).tree)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return launch_of().task
+
+
+def lasting(task, num_pretrain, num_finetune, stages="joint"):
+    """The task with stages of so many epochs."""
+    changed = {
+        "pretrain": task.pretrain.model_copy(update={"num_epochs": num_pretrain}),
+        "finetune": task.finetune.model_copy(update={"num_epochs": num_finetune}),
+    }
+    return task.model_copy(update={"stages": stages, **changed})
+
+
+@st.composite
+def interleaved_results(draw, num_epochs=9):
+    """Results (trial, epoch, value) of several trials, each one's epochs in order; values repeat now and then."""
+    curves = draw(st.lists(st.lists(st.integers(0, 6), max_size=num_epochs), max_size=8))
+    places = draw(st.permutations([number for number, curve in enumerate(curves) for _ in curve]))
+    epochs = [0] * len(curves)
+    results = []
+    for number in places:
+        results.append((number, epochs[number] + 1, float(curves[number][epochs[number]])))
+        epochs[number] += 1
+    return results
+
+
+def decisions(policy, results):
+    """Whether each result lets its trial go on; a stopped trial reports no more."""
+    stopped, told = set(), []
+    for number, epoch, value in results:
+        if number not in stopped:
+            told.append((number, epoch, policy.report(number, epoch, value)))
+            stopped |= set() if told[-1][-1] else {number}
+    return told
+
+
+@modest
+@given(interleaved_results(), st.integers(2, 4), st.sets(st.integers(1, 9)))
+def test_a_rung_lets_go_on_who_is_among_its_best_so_far(results, factor, rungs):
+    seen = {rung: [] for rung in rungs}
+    values = {(number, epoch): value for number, epoch, value in results}
+    for number, epoch, goes_on in decisions(SuccessiveHalving(tuple(sorted(rungs)), factor), results):
+        if epoch not in rungs:
+            assert goes_on
+            continue
+        value = values[number, epoch]
+        num_better = sum(other > value for other in seen[epoch])
+        seen[epoch].append(value)
+        num_kept = max(1, len(seen[epoch]) // factor)
+        assert goes_on == (number == 0 or len(seen[epoch]) < factor or num_better < num_kept)
+
+
+@modest
+@given(interleaved_results(), st.integers(2, 4))
+def test_nobody_is_stopped_before_a_rung_holds_enough_results(results, factor):
+    num_at_rung = 0
+    for _, epoch, goes_on in decisions(SuccessiveHalving((2,), factor), results):
+        num_at_rung += epoch == 2
+        assert goes_on or (epoch == 2 and num_at_rung >= factor)
+
+
+@modest
+@given(interleaved_results(), st.integers(1, 4), st.sets(st.integers(1, 9)))
+def test_median_stopping_stops_whose_best_lies_below_the_median_of_the_others_means(results, min_trials, epochs):
+    curves = {}
+    values = {(number, epoch): value for number, epoch, value in results}
+    for number, epoch, goes_on in decisions(MedianStopping(frozenset(epochs), min_trials), results):
+        curves.setdefault(number, []).append(values[number, epoch])
+        others = [curve[:epoch] for other, curve in curves.items() if other != number and len(curve) >= epoch]
+        means = [sum(curve) / len(curve) for curve in others]
+        may_stop = number != 0 and epoch in epochs and len(means) >= min_trials
+        assert goes_on == (not may_stop or max(curves[number]) >= statistics.median(means))
+
+
+def test_median_stopping_needs_no_value_of_a_trial_that_had_none_so_far():
+    policy = MedianStopping(frozenset({2}), 1)
+    policy.report(1, 5, 0.9)  # its metric was not finite before
+    assert policy.report(2, 2, 0.1)
+
+
+@pytest.mark.parametrize("policy", [SuccessiveHalving((1, 2), 2), MedianStopping(frozenset({1, 2}), 1)])
+def test_the_default_configuration_is_never_stopped_but_is_compared_with(policy):
+    assert policy.report(1, 1, 0.9)
+    assert policy.report(0, 1, 0.1)
+    assert not policy.report(2, 1, 0.05)
+    assert policy.report(1, 2, 0.9)
+    assert policy.report(0, 2, 0.1)
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+@modest
+@given(results=interleaved_results())
+def test_the_same_results_give_the_same_decisions_again(task, name, results):
+    scheduler, whole = launch_of(f"scheduler={name}").scheduler, lasting(task, 4, 6)
+    assert decisions(make_policy(scheduler, whole), results) == decisions(make_policy(scheduler, whole), results)
+
+
+@modest
+@given(interleaved_results())
+def test_without_a_rule_every_trial_goes_on(results):
+    assert all(goes_on for _, _, goes_on in decisions(NoStopping(), results))
+
+
+@modest
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(2, 5))
+def test_no_rung_lies_in_the_first_fine_tuning_epoch_or_at_the_end(task, num_pretrain, num_finetune, grace, factor):
+    joint = lasting(task, num_pretrain, num_finetune)
+    rungs = rungs_of(joint, grace_epochs=grace, reduction_factor=factor)
+    assert list(rungs) == sorted(set(rungs))
+    assert num_pretrain + 1 not in rungs
+    assert all(grace <= rung < joint.num_epochs for rung in rungs)
+    geometric = [grace * factor**power for power in range(8) if grace * factor**power < joint.num_epochs]
+    expected = [epoch + (epoch == num_pretrain + 1) for epoch in geometric]
+    assert list(rungs) == sorted({epoch for epoch in expected if epoch < joint.num_epochs})
+
+
+@modest
+@given(st.integers(1, 20), st.integers(1, 20), st.sampled_from(["pretrain", "finetune"]))
+def test_a_task_of_one_stage_has_its_rungs_where_they_are_asked_for(task, num_pretrain, num_finetune, stages):
+    single = lasting(task, num_pretrain, num_finetune, stages)
+    rungs = rungs_of(single, grace_epochs=1, reduction_factor=2)
+    assert rungs == tuple(2**power for power in range(6) if 2**power < single.num_epochs)
+
+
+def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_training(task):
+    assert rungs_of(lasting(task, 3, 3), grace_epochs=1, reduction_factor=3) == (1, 3)
+    assert rungs_of(lasting(task, 2, 3), grace_epochs=1, reduction_factor=3) == (1, 4)
+
+
+@modest
+@given(st.integers(1, 9), st.integers(1, 9), interleaved_results())
+def test_no_scheduler_acts_on_the_first_fine_tuning_epoch_or_the_last(task, num_pretrain, num_finetune, results):
+    joint = lasting(task, num_pretrain, num_finetune)
+    assume(any(epoch == num_pretrain + 1 for _, epoch, _ in results))
+    for typed in (("scheduler=asha", "scheduler.reduction_factor=2"), ("scheduler=median", "scheduler.min_trials=1")):
+        for _, epoch, goes_on in decisions(make_policy(launch_of(*typed).scheduler, joint), results):
+            assert goes_on or epoch not in (num_pretrain + 1, joint.num_epochs)
+
+
+@pytest.mark.parametrize("name", ["fifo", "pbt"])
+def test_these_schedulers_stop_no_trial(task, name):
+    assert isinstance(make_policy(launch_of(f"scheduler={name}").scheduler, task), NoStopping)
