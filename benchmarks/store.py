@@ -19,6 +19,7 @@ Without --data-root the source is a generated one in the same layout.
 import contextlib
 import gc
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -34,6 +35,7 @@ import psutil
 from figures import Figure, parse_arguments, publish
 from scipy.signal import butter, sosfiltfilt
 
+from data.record import DataError
 from data.store import Store, prepare
 from data.synthetic import Synthetic
 from search_spaces.compose import compose_choices
@@ -56,15 +58,20 @@ TARGET_RATIO = 50.0
 TARGET_PERCENT = 5.0
 
 
-def main() -> None:
-    """Measure the store of a source and publish the figures."""
+def main() -> int:
+    """Measure the store of a source and publish the figures; a source that cannot be read ends in one line."""
     assert __doc__ is not None
     root_option = ("--data-root", {"type": Path, "metavar": "DIR", "help": "PTB-XL as published, with records100/"})
     arguments = parse_arguments(__doc__, root_option)
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.data_root or generated(Path(folder), NUM_SYNTHETIC_PATIENTS)
-        figures = measured(root, Path(folder), num_rounds=NUM_ROUNDS, num_usual_records=NUM_USUAL_RECORDS)
+        try:
+            figures = measured(root, Path(folder), num_rounds=NUM_ROUNDS, num_usual_records=NUM_USUAL_RECORDS)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     publish(figures, arguments.json)
+    return 0
 
 
 def generated(folder: Path, num_patients: int) -> Path:
@@ -166,7 +173,7 @@ def private_mib_of_family() -> float:
 def rates(store: Store, settings: Data, num_rounds: int, num_usual_records: int) -> tuple[float, float]:
     """Medians of the records a second that a loop gets: from the store, and in the usual way. One thread each."""
     import torch
-    from torch.utils.data import DataLoader, Subset
+    from torch.utils.data import DataLoader
 
     from data.loaders import TrainBatches
     from trainables.recordings import window_of
@@ -187,7 +194,7 @@ def rates(store: Store, settings: Data, num_rounds: int, num_usual_records: int)
     ours, usual = [], []
     for number in range(num_rounds):
         rows = generator.permutation(len(dataset))[:num_usual_records].tolist()
-        usual.append(per_second(DataLoader(Subset(dataset, rows), batch_size=BATCH_SIZE)))
+        usual.append(per_second(DataLoader(dataset, batch_size=BATCH_SIZE, sampler=rows)))
         ours.append(per_second(batch.signal for batch in batches.epoch(number)))
     print(f"records_per_second of {num_rounds} rounds: {spread(ours)} (baseline {spread(usual)})")
     return statistics.median(ours), statistics.median(usual)
@@ -266,4 +273,4 @@ def read_every_record(store: Store) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

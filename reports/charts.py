@@ -179,7 +179,7 @@ def parameter_strip(study: Study, name: str) -> Strip | None:
     chosen = [(trial, trial.params[name]) for trial in study.trials if name in trial.params]
     if not chosen or any(isinstance(value, bool) or not isinstance(value, int | float) for _, value in chosen):
         return None
-    kind, ends = _leaf(at_path(study.setting("space"), name))
+    kind, ends = _leaf(study.setting("space", {}).get(name))
     values = [float(value) for _, value in chosen] + (ends if kind in RANGES else [])
     low, high = min(values), max(values)
     if low == high:
@@ -192,7 +192,7 @@ def parameter_strip(study: Study, name: str) -> Strip | None:
 
 def distribution(study: Study, name: str) -> str:
     """What a parameter was drawn from, in a few words; empty where the configuration does not say."""
-    kind, content = _leaf(at_path(study.setting("space"), name))
+    kind, content = _leaf(study.setting("space", {}).get(name))
     if kind == "choice":
         return "one of " + ", ".join(str(option) for option in content)
     return f"{content[0]:g} to {content[1]:g}{', logarithmic' if 'log' in kind else ''}" if kind else ""

@@ -26,7 +26,7 @@ from data.splits import Split
 from data.store import prepare_signal
 from search_spaces.distributions import Leaf, Space, apply, contexts, extremes, written
 from search_spaces.schema import ChoiceError, Launch
-from trainables.checkpoint import WEIGHTS
+from trainables.checkpoint import WEIGHTS, describe
 from trainables.components import nearest
 from trainables.files import write_tensors
 from trainables.loops import train
@@ -220,14 +220,15 @@ def miniature(run: Run, key: str) -> Run:
 
 
 def with_made_up_encoder(run: Run, folder: Path) -> Run:
-    """The run with weights of noise in the place of the checkpoint that it starts from.
+    """The run with a checkpoint of noise in the place of the one that it starts from.
 
-    Like a real checkpoint's, they depend on nothing but their names and shapes.
+    Like a real one's, its weights depend on nothing but their names and shapes.
     """
     generator = torch.Generator().manual_seed(0)
     shapes = {name: tensor.shape for name, tensor in build_pretext(run).encoder.state_dict().items()}
     weights = {f"encoder.{name}": torch.randn(shapes[name], generator=generator) * 0.1 for name in sorted(shapes)}
     write_tensors(folder / WEIGHTS, weights, {})
+    describe(folder, {"contract": run.data.model_dump(mode="json")})
     return run.model_copy(update={"task": run.task.model_copy(update={"encoder": str(folder)})})
 
 

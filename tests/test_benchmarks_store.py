@@ -1,6 +1,7 @@
 """benchmarks/store.py in miniature: every figure is there, and both ways of reading do the same work."""
 
 import importlib
+import sys
 import warnings
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def test_the_usual_way_delivers_what_the_store_does(benchmark, root, tmp_path):
     for one, other in zip(ours.signal.flatten(0, 1), theirs.flatten(0, 1), strict=True):
         assert np.corrcoef(one[200:-200], other[200:-200])[0, 1] > 0.99
     np.testing.assert_allclose(theirs.std(dim=(1, 2), correction=0), 1, atol=1e-5)
+
+
+def test_a_folder_without_recordings_ends_in_one_line(benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["store.py", "--data-root", str(tmp_path / "nothing")])
+    assert benchmark.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data.root must be the folder of PTB-XL")
 
 
 def test_memory_that_a_block_holds_for_a_while_is_part_of_its_peak(benchmark):

@@ -74,7 +74,7 @@ def test_a_trial_that_diverged_is_not_called_pruned():
 
 
 def test_a_parameter_lies_on_its_range_as_it_was_drawn():
-    space = {"task": {"lr": {"when": {"task.stages": ["joint"]}, "log_uniform": [1e-4, 1e-2], "step": None}}}
+    space = {"task.lr": {"when": {"task.stages": ["joint"]}, "log_uniform": [1e-4, 1e-2], "step": None}}
     trials = [trial(0, [0.5], params={"task.lr": 1e-3}), trial(1, [0.6], params={"task.lr": 1e-2})]
     strip = parameter_strip(study(trials, space=space, best=1), "task.lr")
     assert [(place, kind) for place, _, kind in strip.dots] == [("50.00%", "default"), ("100.00%", "best")]
@@ -82,7 +82,7 @@ def test_a_parameter_lies_on_its_range_as_it_was_drawn():
 
 
 def test_a_choice_among_words_has_options_and_no_range():
-    space = {"model": {"size": {"choice": ["tiny", "small"]}}}
+    space = {"model.size": {"choice": ["tiny", "small"]}}
     trials = [trial(0, [0.5], params={"model.size": "tiny"})]
     assert parameter_strip(study(trials, space=space), "model.size") is None
     assert distribution(study(trials, space=space), "model.size") == "one of tiny, small"

@@ -17,8 +17,9 @@ from reports.report import build
 
 CLASSES = ("NORM", "MI", "<b>odd & name</b>", "RARE")
 SPACE = {
-    "model": {"mask_ratio": {"uniform": [0.3, 0.9]}, "size": {"choice": ["tiny", "small"]}},
-    "task": {"pretrain": {"lr": {"log_uniform": [1e-4, 1e-2]}}},
+    "model.mask_ratio": {"uniform": [0.3, 0.9]},
+    "model.size": {"choice": ["tiny", "small"]},
+    "task.pretrain.lr": {"log_uniform": [1e-4, 1e-2]},
 }
 TRIALS = [
     (0, "COMPLETE", None, 4, {"model.mask_ratio": 0.75, "model.size": "tiny", "task.pretrain.lr": 1e-3}),

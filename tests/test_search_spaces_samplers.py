@@ -109,7 +109,6 @@ def test_tpe_finds_the_better_region():
     assert late > early + 0.1
 
 
-@pytest.mark.slow
 def test_tpe_leaves_a_region_that_diverges_if_told_pruned_but_not_if_told_failed():
     told_failed, told_pruned = diverging_share(TrialState.FAIL), diverging_share(TrialState.PRUNED)
     assert told_failed > 0.6
