@@ -6,6 +6,7 @@ after what was typed has been found to be runnable.
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -248,13 +249,12 @@ def check_resume(launch: Launch, study: StudyFolder) -> None:
 
 def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -> tuple[Ledger, Recordings]:
     """The study's books and its recordings; both refuse what cannot be searched."""
-    from search_spaces.distributions import apply
+    from search_spaces.distributions import run_with
     from search_spaces.ledger import Ledger, TrialRecord
     from search_spaces.schedulers import make_policy
     from trainables.checkpoint import contract_of
     from trainables.provenance import git_revision, hardware, versions
     from trainables.recordings import open_recordings
-    from trainables.settings import Run
     from trainables.study import StudyError
 
     tree = tree_of(launch)
@@ -265,10 +265,6 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
                 f"{study.path} was begun on other recordings (store {event['store'][:12]}, now {store.hash[:12]}): "
                 "type study_dir=DIR for a new study, or the data.root it had"
             )
-
-    def make_run(params: Any) -> Run:
-        changed = apply(tree, params, launch.options)
-        return Run.model_validate({key: changed[key] for key in Run.model_fields})
 
     def describe(trial: TrialRecord, run: Run) -> dict[str, Any]:
         return {
@@ -298,7 +294,7 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
         study,
         launch,
         space,
-        make_run=make_run,
+        make_run=functools.partial(run_with, launch),
         default_params=space.defaults(tree),
         policy=make_policy(launch.scheduler, launch.task),
         describe=describe,
@@ -386,8 +382,7 @@ def train(launch: Launch, console: Console) -> int:
 
 def recorded_trial(launch: Launch, study: StudyFolder, number: int) -> tuple[Run, dict[int, dict[str, float]]]:
     """A trial's run, and the metrics of each of its epochs, from its study's events."""
-    from search_spaces.distributions import apply
-    from trainables.settings import Run
+    from search_spaces.distributions import run_with
     from trainables.study import StudyError
 
     events = [event for event in study.read_events() if event.get("trial") == number]
@@ -399,9 +394,8 @@ def recorded_trial(launch: Launch, study: StudyFolder, number: int) -> tuple[Run
             f"trial {number} went on from other trials' weights (scheduler=pbt): it cannot be trained again alone; "
             "its checkpoint.json lists the exploits"
         )
-    changed = apply(tree_of(launch), started[0]["params"], launch.options)
-    run = Run.model_validate({key: changed[key] for key in Run.model_fields})
-    return run, {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
+    recorded = {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
+    return run_with(launch, started[0]["params"]), recorded
 
 
 def train_once(

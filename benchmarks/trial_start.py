@@ -16,9 +16,10 @@ ours comes last: it sets variables of the environment that would spare the other
 """
 
 import contextlib
+import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 
 from search_spaces.compose import compose_choices
-from search_spaces.distributions import apply, parse
+from search_spaces.distributions import parse, run_with
 from search_spaces.ledger import Ledger
 from search_spaces.quiet import quiet
 from search_spaces.schedulers import make_policy
 from search_spaces.schema import Launch, checked
 from search_spaces.tuning import run_trials
 from trainables.files import write_tensors
-from trainables.settings import Run
 from trainables.study import StudyFolder
 from trainables.trial import Assignment, Engine, Trial
 
@@ -171,15 +171,11 @@ def open_ledger(launch: Launch) -> Ledger:
     folder = StudyFolder(Path(launch.study_dir))
     folder.write_configuration(tree)
 
-    def make_run(params: Mapping[str, Any]) -> Run:
-        changed = apply(tree, params, launch.options)
-        return Run.model_validate({key: changed[key] for key in Run.model_fields})
-
     return Ledger(
         folder,
         launch,
         space,
-        make_run=make_run,
+        make_run=functools.partial(run_with, launch),
         default_params=space.defaults(tree),
         policy=make_policy(launch.scheduler, launch.task),
         describe=lambda trial, run: {"trial": trial.number, "value": trial.value},

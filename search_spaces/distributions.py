@@ -29,7 +29,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 from pydantic import ValidationError
 
-from search_spaces.schema import ChoiceError, dotted, problems, unknown_key
+from search_spaces.schema import ChoiceError, Launch, dotted, problems, unknown_key
 from trainables.components import ComponentError, check_components, check_model, nearest
 from trainables.settings import Run
 
@@ -459,6 +459,17 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
         node[int(last)] = value
     else:
         node[last] = value
+
+
+def run_with(launch: Launch, values: Mapping[str, Any]) -> Run:
+    """The run of one trial.
+
+    Args:
+        launch: the study's.
+        values: the trial's choices by dotted key, decoded.
+    """
+    changed = apply(launch.model_dump(mode="json", by_alias=True), values, launch.options)
+    return Run.model_validate({key: changed[key] for key in Run.model_fields})
 
 
 # ---- checking against the run ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from data.labels import Labels
 from data.record import DataError, Record
 from data.splits import Split
 from data.store import prepare_signal
-from search_spaces.distributions import Leaf, Space, apply, contexts, extremes, written
+from search_spaces.distributions import Leaf, Space, contexts, extremes, run_with, written
 from search_spaces.schema import ChoiceError, Launch
 from trainables.checkpoint import WEIGHTS, describe
 from trainables.components import nearest
@@ -144,12 +144,9 @@ def check_reach(launch: Launch, space: Space, leaf: Leaf, kind: Kind) -> None:
     """
     if leaf.key in NOT_TRIED:
         return
-    tree = launch.model_dump(mode="json", by_alias=True)
 
     def numbers_with(values: Mapping[str, Any]) -> str:
-        changed = apply(tree, values, launch.options)
-        run = Run.model_validate({name: changed[name] for name in Run.model_fields})
-        return fingerprint(run, leaf.key, metric=launch.search.metric, kind=kind)
+        return fingerprint(run_with(launch, values), leaf.key, metric=launch.search.metric, kind=kind)
 
     ends = extremes(leaf)
     tried = TELLING.get(leaf.key.rpartition(".")[2], ends)

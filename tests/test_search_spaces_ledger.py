@@ -322,9 +322,9 @@ def kills_of_a_search(tmp_path, launch, *, steps, at_a_time=1):
     return snapshots
 
 
-def test_a_search_killed_at_every_seventh_step_ends_as_the_unbroken_one(tmp_path):
+def test_a_search_killed_at_every_eleventh_step_ends_as_the_unbroken_one(tmp_path):
     launch = launch_of(*ASHA, "search.num_trials=5", "sampler.num_startup_trials=2")
-    snapshots = kills_of_a_search(tmp_path, launch, steps=range(0, 10_000, 7))
+    snapshots = kills_of_a_search(tmp_path, launch, steps=range(0, 10_000, 11))
     assert snapshots.num_steps > 300
     unbroken = outcome(snapshots.path)
     check(snapshots.path, launch, 5)
@@ -379,7 +379,7 @@ def run_one_more_epoch(folder, launch, number):
 
 def test_a_grid_killed_while_it_is_queued_runs_each_of_its_points_once(tmp_path):
     launch = launch_of("space=none", "sampler=grid", "model.mask_ratio=0.75,0.5,0.6", "task.finetune.layer_decay=1,0.5")
-    snapshots = kills_of_a_search(tmp_path, launch, steps=range(0, 40, 3))
+    snapshots = kills_of_a_search(tmp_path, launch, steps=range(0, 40, 5))
     for study in (snapshots.path, *snapshots.taken):
         run_search(study, launch)
         check(study, launch, 6)

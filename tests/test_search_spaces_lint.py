@@ -13,7 +13,7 @@ from trainables.settings import Run
 
 JOB = ("search=stmem_ptbxl", "scale=laptop", "data=synthetic")
 FINETUNE = ("search=stmem_ptbxl_finetune", *JOB[1:], "task.encoder=a folder that lint never opens")
-BRIEF = "data.window_s=1.5"  # windows of five patches: the loops are those of longer ones
+BRIEF = "data.window_s=3.0"  # windows of ten patches: the loops are those of longer ones
 
 
 @functools.cache
