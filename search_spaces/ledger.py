@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from search_spaces.schema import Launch
 from trainables import retention
 from trainables.files import write_atomically
 from trainables.settings import Run
-from trainables.state import copy_state, read_place
+from trainables.state import LAST, copy_state, read_place
 from trainables.study import StudyError, StudyFolder
 
 
@@ -280,10 +281,25 @@ class Ledger:
         if donor is None:
             return None
         params = explored(self.trials[donor].params, self._space, self._scheduler, draw)
-        event = self.folder.record("exploit", trial=number, donor=donor, epoch=trial.epoch, params=params)
-        copy_state(self.folder.trial(donor), self.folder.trial(number))
-        self._changed(trial, event)
+        # the donor goes on: its state of now is put aside before this is written down
+        copy_state(self.folder.trial(donor), self._put_aside(trial, len(trial.exploits) + 1))
+        self._changed(trial, self.folder.record("exploit", trial=number, donor=donor, epoch=trial.epoch, params=params))
+        self._carry_out_exploit(trial)
         return trial, self.make_run(params)
+
+    def _put_aside(self, trial: TrialRecord, exploit: int) -> Path:
+        """Where the state waits that a trial's first, second, ... exploit is to take over."""
+        return self.folder.trial(trial.number).with_suffix(f".exploit_{exploit}")
+
+    def _carry_out_exploit(self, trial: TrialRecord) -> None:
+        """Go on from the state put aside for the exploit written down last, if it is still there; drop any other."""
+        running = self.folder.trial(trial.number)
+        wanted = self._put_aside(trial, len(trial.exploits))
+        if (wanted / LAST).exists():
+            copy_state(wanted, running)
+            (wanted / LAST).unlink()  # first: without it the rest is no state, and is not taken over again
+        for left in running.parent.glob(f"{running.name}.exploit_*"):
+            shutil.rmtree(left)
 
     def _changed(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
         """A trial goes on from another's weights, with other choices."""
@@ -426,6 +442,7 @@ class Ledger:
 
     def _catch_up(self, trial: TrialRecord) -> None:
         """Take in what an interrupted trial saved but nobody wrote down; then end it, or let it go on."""
+        self._carry_out_exploit(trial)
         self._take_in_saved(trial)
         self._end_if_over(trial, finished=trial.epoch == self.make_run(trial.params).task.num_epochs)
         if trial.state == "RUNNING":

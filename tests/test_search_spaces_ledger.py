@@ -74,8 +74,10 @@ class Trainer:
     def __init__(self, trial, run, folder, *, maximize=True):
         self.number, self.params, self.task, self.folder = trial.number, trial.params, run.task, folder
         self.state = TrainState(METRIC, maximize=maximize)
-        model = nn.Linear(1, 1, bias=False)
+        model = nn.Linear(1, 2, bias=False)  # where it stands, and who began it
         self.state.enter("pretrain", model, torch.optim.SGD(model.parameters()))
+        with torch.no_grad():
+            model.weight[1] = self.number
         saved = SavedState.load(folder)
         if saved is not None:
             saved.restore(self.state)
@@ -90,8 +92,8 @@ class Trainer:
             return result_of(state, 1.0, finished=True, reason="non_finite: the loss is nan")
         state.stage = "pretrain" if epoch <= self.task.num_pretrain_epochs else "finetune"
         with torch.no_grad():
-            state.model.weight.fill_(weight(self.number, epoch))
-        metrics = {METRIC: value, "train/loss": 1 / epoch}
+            state.model.weight[0] = weight(self.number, epoch)
+        metrics = {METRIC: value, "ancestor": state.model.weight[1].item()}
         state.finish_epoch(metrics)
         if state.stage == self.task.stages or state.stage == "finetune":
             state.offer(metrics, state.model)
@@ -223,7 +225,7 @@ def check_checkpoints(path, launch, ended, events):
         counted = {epoch: value for epoch, value in values.items() if epoch >= first}
         best = min(counted, key=lambda epoch: (sign * counted[epoch], epoch))
         assert read_description(folder)["value"] == ended[number]["value"] == counted[best]
-        assert read_tensors(folder / "model.safetensors")[0]["weight"].item() == pytest.approx(weight(number, best))
+        assert read_tensors(folder / "model.safetensors")[0]["weight"][0].item() == pytest.approx(weight(number, best))
         assert sorted(file.name for file in folder.iterdir()) == ["checkpoint.json", "model.safetensors"]
 
 
@@ -490,6 +492,56 @@ def test_a_trial_ends_once(tmp_path):
     check(tmp_path, launch, 1)
 
 
+# -------- population-based training
+
+POPULATION = ("scheduler=pbt", "scheduler.interval_epochs=1", "scheduler.quantile=0.5", "~space.model.mask_ratio")
+
+
+def run_population(path, launch):
+    """As PopulationScheduler has it: all trials at once, the one that is furthest behind next."""
+    ledger = open_ledger(path, launch)
+    running = {}
+    while (following := ledger.next_trial()) is not None:
+        trial, run = following
+        running[trial.number] = Trainer(trial, run, ledger.folder.trial(trial.number))
+    while running:
+        number = min(running, key=lambda number: (ledger.trials[number].epoch, number))
+        if not ledger.report(number, running[number].epoch()):
+            del running[number]
+        elif (exploit := ledger.exploit(number)) is not None:
+            running[number] = Trainer(*exploit, ledger.folder.trial(number))
+
+
+def check_ancestors(path):
+    """Each epoch was computed from the weights that the exploits before it say."""
+    ancestor, num_exploits = {}, 0
+    for event in events_of(path):
+        if event["event"] == "trial_started":
+            ancestor[event["trial"]] = event["trial"]
+        elif event["event"] == "exploit":
+            ancestor[event["trial"]] = ancestor[event["donor"]]
+            num_exploits += 1
+        elif event["event"] == "epoch":
+            assert event["metrics"]["ancestor"] == ancestor[event["trial"]]
+    return num_exploits
+
+
+def test_a_population_killed_at_any_eighth_step_goes_on_from_the_weights_that_its_books_tell_of(tmp_path):
+    launch = launch_of(*POPULATION, "search.num_trials=3")
+    snapshots = Snapshots(tmp_path / "unbroken", tmp_path / "killed", wanted=range(0, 10_000, 8))
+    with snapshots.watching():
+        run_population(snapshots.path, launch)
+    assert check_ancestors(snapshots.path) >= 2
+    unbroken = outcome(snapshots.path)
+    assert {row["state"] for row in unbroken} == {"COMPLETE"}
+    for killed in snapshots.taken:
+        run_population(killed, launch)
+        check_ancestors(killed)
+        assert [row["state"] for row in outcome(killed)] == ["COMPLETE"] * 3
+        assert not any((killed / "running").iterdir())
+        shutil.rmtree(killed)
+
+
 # -------- the folder
 
 
@@ -500,6 +552,15 @@ def test_a_lock_left_by_a_killed_driver_holds_nobody_up_even_after_the_study_has
     (tmp_path / "before").rename(tmp_path / "after")  # the link now leads nowhere
     run_search(tmp_path / "after", launch)
     check(tmp_path / "after", launch, 1)
+
+
+def test_files_that_a_killed_driver_was_writing_are_put_away(tmp_path):
+    launch = launch_of("scheduler=fifo", "search.num_trials=1")
+    run_search(tmp_path, launch)
+    for folder in (tmp_path, tmp_path / "checkpoints" / "default"):
+        (folder / ".model.safetensors.123.partial").write_bytes(b"half")
+    open_ledger(tmp_path, launch)
+    check(tmp_path, launch, 1)
 
 
 def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(tmp_path, monkeypatch):

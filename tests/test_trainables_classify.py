@@ -72,6 +72,8 @@ def test_the_best_epoch_is_kept(run, encoder, tiny_recordings):
 def test_a_linear_probe_trains_the_head_alone(run, encoder, tiny_recordings):
     run = changed(run, mode="linprobe", num_epochs=3)
     state = entered(run, encoder, tiny_recordings)
+    stepped = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
+    assert stepped == {id(parameter) for parameter in state.model.head.parameters()}
     head = copied(state.model.head)
     before = copied(state.model.encoder)
     losses = [metrics["train/loss"] for metrics in classify(run, state, tiny_recordings, ALONE)]

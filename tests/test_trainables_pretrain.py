@@ -77,12 +77,15 @@ def test_the_probe_leaves_what_is_pre_trained_as_it_is(tiny_run, tiny_recordings
     torch.testing.assert_close(dict(pretext.state_dict()), before, rtol=0, atol=0)
 
 
-def test_another_seed_hides_other_patches(tiny_run, tiny_recordings):
-    losses = []
+def test_every_batch_of_every_epoch_and_seed_hides_other_patches(tiny_run, tiny_recordings):
+    drawn = []
     for run in (tiny_run, tiny_run.model_copy(update={"seed": 1})):
-        state = entered(tiny_run)  # the same weights
-        losses.append(next(pretrain(run, state, tiny_recordings, ALONE))["train/loss"])
-    assert losses[0] != losses[1]
+        state = entered(run)
+        draw = state.model.draw
+        state.model.draw = lambda size, generator, draw=draw: drawn.append(draw(size, generator)) or drawn[-1]
+        assert len(list(pretrain(run, state, tiny_recordings, ALONE))) == 2
+    assert [len(draws) for draws in drawn] == [16] * 12
+    assert len({draws[0].sum().item() for draws in drawn}) == 12
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_and_keeps_the_epochs_before(run, tiny_recordings):

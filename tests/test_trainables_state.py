@@ -6,10 +6,18 @@ import pytest
 import torch
 
 from trainables.classify import enter_finetune, fresh_encoder
-from trainables.files import StorageError, write_tensors
+from trainables.files import StorageError, read_bytes, write_tensors
 from trainables.loops import train
 from trainables.pretrain import enter_pretrain
-from trainables.state import LAST, SavedState, TrainState, load_optimizer_tensors, optimizer_tensors, read_place
+from trainables.state import (
+    LAST,
+    SavedState,
+    TrainState,
+    copy_state,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_place,
+)
 from trainables.workers import Workers
 
 ALONE = Workers()
@@ -131,8 +139,10 @@ def test_a_save_that_is_cut_short_leaves_the_state_before(trained, monkeypatch, 
     torch.testing.assert_close(after.best_weights, before.best_weights, rtol=0, atol=0)
     torch.testing.assert_close(after.tensors, before.tensors, rtol=0, atol=0)
     monkeypatch.undo()
-    state.save(folder)  # the same epoch again, over what the crash left
+    state.best_weights["head.bias"] += 1  # the epoch again, over what the crash left, not quite the same on a GPU
+    state.save(folder)
     assert SavedState.load(folder).best.epoch == 2
+    torch.testing.assert_close(SavedState.load(folder).best_weights, state.best_weights, rtol=0, atol=0)
     assert sorted(path.name for path in folder.iterdir()) == ["best-0002.safetensors", LAST]
 
 
@@ -173,6 +183,58 @@ def test_tensors_that_are_no_state_are_refused(tmp_path):
     write_tensors(tmp_path / LAST, {"weight": torch.zeros(2)}, {})
     with pytest.raises(StorageError, match="holds no state of a run"):
         read_place(tmp_path)
+
+
+def next_best(state):
+    state.finish_epoch({"val/auroc": state.epoch + 1.0})
+    state.offer(state.history[-1]["metrics"], state.model)
+
+
+def test_a_copied_state_is_the_one_that_was_saved(trained, tmp_path):
+    _, state, folder = trained
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / LAST).write_text("what the trial had before")
+    copy_state(folder, tmp_path / "other")
+    assert read_place(tmp_path / "other") == read_place(folder)
+    copied = SavedState.load(tmp_path / "other")
+    torch.testing.assert_close(copied.best_weights, state.best_weights, rtol=0, atol=0)
+
+
+def test_a_state_without_a_best_epoch_is_copied_too(trained, tmp_path):
+    _, state, folder = trained
+    state.best = None
+    state.save(folder)
+    copy_state(folder, tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [LAST]
+    assert SavedState.load(tmp_path / "other").best is None
+
+
+def test_a_state_that_is_saved_while_it_is_copied_is_copied_whole(trained, tmp_path, monkeypatch):
+    _, state, folder = trained
+    saves = iter(range(2))
+
+    def read_and_save(path):
+        content = read_bytes(path)
+        if path == folder / LAST and next(saves, None) is not None:  # the trial goes on just after it was read
+            next_best(state)
+            state.save(folder)
+        return content
+
+    monkeypatch.setattr("trainables.state.read_bytes", read_and_save)
+    copy_state(folder, tmp_path / "other")
+    copied = SavedState.load(tmp_path / "other")
+    assert copied.epoch == copied.best.epoch == 3
+
+
+def test_a_state_without_its_best_weights_is_not_copied(trained, tmp_path):
+    _, _, folder = trained
+    (folder / "best-0001.safetensors").unlink()
+    with pytest.raises(StorageError, match="best-0001.safetensors cannot be read: No such file"):
+        copy_state(folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    (folder / LAST).write_bytes(b"no state")
+    with pytest.raises(StorageError, match="cannot be read as safetensors"):
+        copy_state(folder, tmp_path / "other")
 
 
 def finetuned(run, recordings, **changes):

@@ -18,11 +18,13 @@ from trainables.workers import Workers
 
 # plain gradient descent: AdamW divides by a gradient's size, so the rounding of one that is 0 in truth becomes a step
 PLAIN = ["task.pretrain.optimizer.name=sgd", "task.finetune.optimizer.name=sgd", "task.finetune.head_init=normal"]
+PLAIN += ["task.pretrain.lr=0.1", "task.finetune.lr=0.1"]  # so that the weights move by far more than rounding
 SHORT = ["task.pretrain.num_epochs=1", "task.finetune.num_epochs=1"]
 CASES = {
     # 53 training records in batches of 7, which two workers share as 4 and 3; the last step takes one batch of two
     "joint": [*PLAIN, *SHORT, "task.pretrain.batch_size=7", "task.finetune.batch_size=7"]
-    + ["task.pretrain.accumulation_steps=2", "task.finetune.accumulation_steps=2", "task.finetune.clip_norm=0.3"],
+    + ["task.pretrain.accumulation_steps=2", "task.finetune.accumulation_steps=2", "task.finetune.clip_norm=0.3"]
+    + ["task.finetune.drop_path=0.5"],
     "linprobe": [*PLAIN, *SHORT, "task.finetune.mode=linprobe", "task.finetune.optimizer.name=adamw"]
     + ["task.finetune.batch_size=9"],
     "probe": [*PLAIN, "task.stages=pretrain", "task.pretrain.num_epochs=1"],

@@ -28,6 +28,7 @@ from trainables.pretrain import build_pretext
 from trainables.provenance import git_revision
 from trainables.recordings import Recordings, preparation_of
 from trainables.settings import Data, Run
+from trainables.state import best_path
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "checkpoint.json"
@@ -82,7 +83,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 def keep_run(folder: Path, run: Run, recordings: Recordings, best: dict[str, Any], metric: str) -> Path:
     """Make a checkpoint of a run that was trained in `folder`; return its own folder."""
     kept = folder / "checkpoint"
-    copy_atomically(folder / f"best-{best['epoch']:04d}.safetensors", kept / WEIGHTS)
+    copy_atomically(best_path(folder, best["epoch"]), kept / WEIGHTS)
     description = {
         "trial": None,
         "epoch": best["epoch"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,11 +45,19 @@ def copy_atomically(source: Path, target: Path) -> None:
     Raises:
         StorageError: if the one cannot be read or the other cannot be written.
     """
+    write_atomically(target, read_bytes(source))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        StorageError: if it cannot be read.
+    """
     try:
-        content = source.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise StorageError(f"{source} cannot be read: {error.strerror or error}") from error
-    write_atomically(target, content)
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -90,6 +99,20 @@ def read_metadata(path: Path) -> dict[str, str]:
         StorageError: if the file is missing or damaged.
     """
     return _read(path, tensors=False)[1]
+
+
+def metadata_in(content: bytes, path: Path) -> dict[str, str]:
+    """What travels in the header of a safetensors file's content, read from `path`.
+
+    Raises:
+        StorageError: if it is damaged.
+    """
+    length = int.from_bytes(content[:8], "little")
+    try:
+        metadata: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} cannot be read as safetensors ({error}): restore it or delete it") from error
+    return metadata
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,7 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.files import StorageError, read_metadata, read_tensors, write_atomically, write_tensors, writing_to
+from trainables.files import (
+    StorageError,
+    metadata_in,
+    read_bytes,
+    read_metadata,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+    writing_to,
+)
 
 StageName = Literal["pretrain", "finetune"]
 LAST = "last.safetensors"
@@ -90,7 +99,7 @@ class TrainState:
         assert self.model is not None
         assert self.optimizer is not None
         if self.best is not None:
-            best = folder / f"best-{self.best.epoch:04d}.safetensors"
+            best = best_path(folder, self.best.epoch)
             if not best.exists() or self.best.epoch == self.epoch:
                 write_tensors(best, self.best_weights, {"best": json.dumps(asdict(self.best))})
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -99,9 +108,14 @@ class TrainState:
         place |= {"best": None if self.best is None else asdict(self.best), "history": self.history}
         write_tensors(folder / LAST, tensors, {"state": json.dumps(place)})
         for stale in folder.glob("best-*.safetensors"):
-            if self.best is None or stale.name != f"best-{self.best.epoch:04d}.safetensors":
+            if self.best is None or stale != best_path(folder, self.best.epoch):
                 with writing_to(stale):
                     stale.unlink()
+
+
+def best_path(folder: Path, epoch: int) -> Path:
+    """Where the weights of the best epoch lie in a trial's folder."""
+    return folder / f"best-{epoch:04d}.safetensors"
 
 
 def read_place(folder: Path) -> dict[str, Any] | None:
@@ -147,7 +161,7 @@ class SavedState:
         tensors, metadata = read_tensors(folder / LAST)
         place = _place_in(metadata, folder / LAST)
         best = None if place["best"] is None else Best(**place["best"])
-        weights = {} if best is None else read_tensors(folder / f"best-{best.epoch:04d}.safetensors")[0]
+        weights = {} if best is None else read_tensors(best_path(folder, best.epoch))[0]
         return cls(place["epoch"], place["stage"], place["stage_epoch"], best, place["history"], tensors, weights)
 
     def restore(self, state: TrainState) -> None:
@@ -193,10 +207,21 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
 def copy_state(source: Path, target: Path) -> None:
     """Put a copy of the state in `source` into `target`, in the place of what is there.
 
-    The writer of `source` replaces whole files, so each copy is whole; the state comes last, as when it is saved.
+    Both may be saved while this runs: a file is replaced as a whole, but the best weights and the state are two files.
 
     Raises:
-        StorageError: on a full or read-only disk.
+        StorageError: if `source` holds no whole state, or on a full or read-only disk.
     """
-    for path in sorted(source.glob("best-*.safetensors")) + [source / LAST]:
-        write_atomically(target / path.name, path.read_bytes())
+    while True:
+        last = read_bytes(source / LAST)
+        place = _place_in(metadata_in(last, source / LAST), source / LAST)
+        best = None if place["best"] is None else place["best"]["epoch"]
+        try:
+            weights = b"" if best is None else read_bytes(best_path(source, best))
+            break
+        except StorageError:
+            if read_bytes(source / LAST) == last:  # else a better epoch was saved meanwhile
+                raise
+    if best is not None:
+        write_atomically(best_path(target, best), weights)
+    write_atomically(target / LAST, last)
