@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -39,10 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(sys.argv[1:] if arguments is None else arguments, console)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ChoiceError, ComponentError, *_user_errors()) as error:
+    except (ChoiceError, ComponentError) as error:
         return complain(str(error))
-    except OSError as error:  # of a disk or a file; our own readers and writers say more
-        return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, _user_errors()):
+            return complain(str(error))
+        if isinstance(error, OSError):  # of a disk or a file; our own readers and writers say more
+            return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+        raise
 
 
 def complain(message: str) -> int:
@@ -106,7 +111,8 @@ def as_yaml(launch: Launch) -> str:
     """The resolved configuration as it is typed."""
     import yaml
 
-    return yaml.safe_dump(tree_of(launch), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(tree_of(launch), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def tree_of(launch: Launch) -> dict[str, Any]:
@@ -370,7 +376,10 @@ def train(launch: Launch, console: Console) -> int:
             console.print("note: command=train runs the configuration's own values; nothing is searched", markup=False)
         return train_once(launch, launch.run, study.path / "train", 0, console)[0]
     run, recorded = recorded_trial(launch, study, launch.trial)
-    code, history = train_once(launch, run, study.path / "again" / f"trial_{launch.trial:04d}", launch.trial, console)
+    folder = study.path / "again" / f"trial_{launch.trial:04d}"
+    if (folder / "checkpoint").exists():  # finished before: again means computed again
+        shutil.rmtree(folder)
+    code, history = train_once(launch, run, folder, launch.trial, console)
     differing = [epoch for epoch, metrics in recorded.items() if epoch in history and history[epoch] != metrics]
     if code == 0:
         console.print(
@@ -412,6 +421,7 @@ def train_once(
     from trainables.workers import Workers
 
     with StudyFolder(folder).locked():
+        check_same_run(folder, run)
         store = open_store(launch, console)
         recordings = open_recordings(run, store.path)
         describe_recordings(launch, recordings, console)
@@ -442,6 +452,17 @@ def train_once(
         console.print(f"best: epoch {place['best']['epoch']}, {launch.search.metric} {place['best']['value']:.4f}")
         console.print(f"checkpoint: {kept}", markup=False)
         return 0, {entry["epoch"]: entry["metrics"] for entry in place["history"]}
+
+
+def check_same_run(folder: Path, run: Run) -> None:
+    """Refuse to go on in a folder where another run was trained; write down which one is trained there."""
+    from trainables.files import write_atomically
+    from trainables.study import StudyError
+
+    path, content = folder / "run.json", run.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
+    if path.exists() and path.read_bytes() != content:
+        raise StudyError(f"{folder} holds a run with another configuration (run.json): type another study_dir=DIR")
+    write_atomically(path, content)
 
 
 def evaluate(launch: Launch, console: Console) -> int:
@@ -501,7 +522,7 @@ def show(launch: Launch, console: Console) -> int:
         return 0
     console.print(
         f"estimate, if no trial were stopped early: {cost.num_records} training records, "
-        f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {launch.search.num_trials} "
+        f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {cost.num_trials} "
         f"trials {cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
         markup=False,
     )
@@ -521,7 +542,7 @@ def fetch(launch: Launch, console: Console) -> None:
     """Download PTB-XL to data.root; what is there and whole is not fetched again."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from data.download import PTBXL_URL, download
+    from data.download import PTB_XL_URL, download
 
     if launch.data.name != "ptb_xl" or launch.data.root is None:
         raise ChoiceError("data.download=true fetches PTB-XL: it needs data=ptb_xl and data.root=DIR to put it in")
@@ -529,7 +550,7 @@ def fetch(launch: Launch, console: Console) -> None:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         download(
-            PTBXL_URL,
+            PTB_XL_URL,
             Path(launch.data.root),
             rates=[launch.data.source_rate_hz],
             progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -540,7 +561,10 @@ def report(launch: Launch, console: Console) -> int:
     """Build a study's report again from its saved predictions: no cluster, no model, no opening of the test fold."""
     from reports.report import build
 
-    page = build(Path(launch.study_dir), num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    try:
+        page = build(Path(launch.study_dir), num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    except ValueError as error:  # damaged or unequal predictions: its message is for the user
+        return complain(" ".join(str(error).split()))
     console.print(f"report: {page}", markup=False)
     return 0
 

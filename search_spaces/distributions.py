@@ -39,6 +39,7 @@ GROUP_CHOICES = ("model", "task")
 """Groups whose options a space may choose among. All trials of a study share their data, which is prepared once."""
 TWO_DECADES = 100.0
 STUDY_WIDE = (
+    "seed",
     "data.reader",
     "data.root",
     "data.store_dir",

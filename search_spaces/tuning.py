@@ -294,7 +294,10 @@ def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[N
             ray.init(address=cluster.address, runtime_env=environment, log_to_driver=log_to_driver)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise StudyError(f"no Ray cluster could be used at cluster.address={cluster.address}: {reason}") from error
+        raise StudyError(
+            f"no Ray cluster could be used at cluster.address={cluster.address}: {reason}; if it was started with a "
+            "token, set RAY_AUTH_MODE=token in the environment"
+        ) from error
     try:
         yield
     finally:

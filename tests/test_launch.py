@@ -120,3 +120,27 @@ def test_an_index_csv_with_a_missing_column_names_it_and_those_there_are(capsys,
     )
     assert "LABEL" in said
     assert "FILE_NAME" in said
+
+
+def test_a_folder_where_another_run_was_trained_is_refused(tmp_path):
+    from search_spaces.compose import compose_choices
+    from search_spaces.schema import checked
+    from trainables.study import StudyError
+
+    first = checked(compose_choices([*SYNTHETIC]).tree).run
+    other = checked(compose_choices([*SYNTHETIC, "task.finetune.lr=2e-3"]).tree).run
+    launch.check_same_run(tmp_path, first)
+    launch.check_same_run(tmp_path, first)
+    with pytest.raises(StudyError, match=r"run\.json"):
+        launch.check_same_run(tmp_path, other)
+
+
+def test_the_download_command_fetches_what_the_module_offers():
+    from data import download
+
+    assert download.PTB_XL_URL.startswith("https://")
+    assert "PTB_XL_URL" in Path(launch.__file__).read_text()
+
+
+def test_seeds_are_not_searched_since_they_choose_the_validation_patients(capsys):
+    assert "seed" in mistake(capsys, *SYNTHETIC, "seed=0,1,2")

@@ -93,12 +93,13 @@ def test_putting_in_order_twice_changes_nothing(tmp_path):
     study = StudyFolder(tmp_path / "study")
     for trial, value in enumerate(VALUES):
         keep_trial(study, weights_of(tmp_path, trial), trial, value)
-    before = {path: path.stat().st_mtime_ns for path in study.checkpoints.rglob("*")}
+    expected = {"best_1": 1, "best_2": 4, "default": 0}
+    assert found(study) == expected
     arrange(study, keep_best=2, maximize=True)
-    keep_trial(study, tmp_path / "gone", 1, 0.9)  # its end is carried out again, after its folder was deleted
-    after = {path for path in study.checkpoints.rglob("*")}
-    assert after == set(before)
-    assert found(study) == {"best_1": 1, "best_2": 4, "default": 0}
+    assert found(study) == expected
+    for trial in (4, 2, 0):  # kept second, not kept, and the default: as when the end of a trial is carried out again
+        keep_trial(study, tmp_path / f"weights_{trial}", trial, VALUES[trial])
+        assert found(study) == expected
 
 
 @pytest.mark.parametrize(
@@ -168,11 +169,12 @@ def test_nothing_is_kept_of_a_study_without_a_completed_trial(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_cannot_be_read_are_named(tmp_path):
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    with pytest.raises(StorageError, match=f"{folder} cannot be read: Is a directory"):
-        keep_trial(StudyFolder(tmp_path), folder, 1, 0.5)
+def test_weights_that_cannot_be_read_are_named_and_what_was_kept_stays(tmp_path):
+    study = StudyFolder(tmp_path / "study")
+    keep_trial(study, weights_of(tmp_path, 0), 0, 0.5)
+    with pytest.raises(StorageError, match="gone cannot be read: No such file or directory"):
+        keep_trial(study, tmp_path / "gone", 0, 0.5)
+    assert found(study) == {"best_1": 0, "default": 0}
 
 
 def test_a_read_only_disk_is_said_in_one_line(tmp_path, monkeypatch):

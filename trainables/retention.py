@@ -25,19 +25,18 @@ def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep
 
     Args:
         study: whose `checkpoints/` is put in order: best_1, best_2, ..., and default (trial 0's).
-        weights: a classifier's safetensors file; it is copied. Where it is gone, a crash came after the copy.
+        weights: a classifier's safetensors file; it is copied.
         description: of the checkpoint; its "trial" and "value" decide.
         keep_best: how many of the best stay.
         maximize: whether more value is better.
 
     Raises:
-        StorageError: on a full or read-only disk.
+        StorageError: if the weights cannot be read, or on a full or read-only disk.
     """
     trial = description["trial"]
-    if weights.exists():
-        _write(study.checkpoints / f".trial_{trial:04d}", weights, description)
-        if trial == DEFAULT_TRIAL:
-            _write(study.checkpoints / "default", weights, description)
+    _write(study.checkpoints / f".trial_{trial:04d}", weights, description)
+    if trial == DEFAULT_TRIAL:
+        _write(study.checkpoints / "default", weights, description)
     arrange(study, keep_best=keep_best, maximize=maximize)
 
 
