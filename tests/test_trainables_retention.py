@@ -59,11 +59,15 @@ def keep_trial(study, weights, trial, value, *, keep_best=2, maximize=True):
     keep(study, weights, description, keep_best=keep_best, maximize=maximize)
 
 
+def whole(folder):
+    return sorted(path.name for path in folder.iterdir()) == [DESCRIPTION, WEIGHTS]
+
+
 def found(study):
     """The trial of every checkpoint; each must hold its own weights and nothing else."""
     trials = {}
     for folder in study.checkpoints.iterdir():
-        assert sorted(path.name for path in folder.iterdir()) == [DESCRIPTION, WEIGHTS]
+        assert whole(folder)
         trial = json.loads((folder / DESCRIPTION).read_text())["trial"]
         assert (folder / WEIGHTS).read_text() == f"weights of trial {trial}"
         trials[folder.name] = trial
@@ -126,6 +130,11 @@ def test_a_crash_before_any_change_loses_nothing(tmp_path, monkeypatch, trial, v
             except Crash:
                 crashed = True
         if crashed:  # the books are opened again: first all is put in order, then the trial's end is carried out again
+            copy = StudyFolder(tmp_path / f"copy_{before}")
+            shutil.copytree(study.path, copy.path)
+            arrange(copy, keep_best=9, maximize=True)  # of what was being deleted, nothing passes for a checkpoint
+            for folder in copy.checkpoints.glob("best_*"):
+                assert whole(folder), f"after a crash before change {before}"
             arrange(study, keep_best=2, maximize=True)
             ranks = sorted(path.name for path in study.checkpoints.iterdir() if path.name != "default")
             assert ranks == ["best_1", "best_2"]
@@ -144,6 +153,14 @@ def test_a_copy_that_was_never_finished_is_deleted(tmp_path):
     (unfinished / WEIGHTS).write_text("half")
     arrange(study, keep_best=2, maximize=True)
     assert found(study) == {"best_1": 1}
+
+
+def test_what_a_killed_writer_left_in_a_checkpoint_goes_when_it_is_written_again(tmp_path):
+    study = StudyFolder(tmp_path)
+    keep_trial(study, weights_of(tmp_path, 0), 0, 0.5)
+    (study.checkpoints / "default" / f".{WEIGHTS}.99999.partial").write_text("half")
+    keep_trial(study, tmp_path / "weights_0", 0, 0.5)
+    assert found(study) == {"best_1": 0, "default": 0}
 
 
 def test_folders_of_a_user_stay_as_they_are(tmp_path):

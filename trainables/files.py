@@ -34,8 +34,7 @@ def write_atomically(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             partial.replace(path)
         except OSError:
-            with contextlib.suppress(OSError):  # a read-only file system refuses this too
-                partial.unlink()
+            partial.unlink(missing_ok=True)
             raise
 
 
