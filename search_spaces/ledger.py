@@ -8,7 +8,6 @@ at any instant is brought up to date when it is opened again, loses no trial and
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ from search_spaces.schema import Launch
 from trainables import retention
 from trainables.files import write_atomically
 from trainables.settings import Run
-from trainables.state import LAST, copy_state, read_place
+from trainables.state import LAST, best_path, copy_state, drop_state, read_place
 from trainables.study import StudyError, StudyFolder
 
 
@@ -297,9 +296,8 @@ class Ledger:
         wanted = self._put_aside(trial, len(trial.exploits))
         if (wanted / LAST).exists():
             copy_state(wanted, running)
-            (wanted / LAST).unlink()  # first: without it the rest is no state, and is not taken over again
         for left in running.parent.glob(f"{running.name}.exploit_*"):
-            shutil.rmtree(left)
+            drop_state(left)  # its state first: what a crash leaves of it is not taken over again
 
     def _changed(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
         """A trial goes on from another's weights, with other choices."""
@@ -340,13 +338,13 @@ class Ledger:
                 assert trial.best_epoch is not None
                 retention.keep(
                     self.folder,
-                    running / f"best-{trial.best_epoch:04d}.safetensors",
+                    best_path(running, trial.best_epoch),
                     self._describe(trial, self.make_run(trial.params)),
                     keep_best=self.search.keep_best,
                     maximize=self._maximize,
                 )
             self._tell(trial, frozen)
-        shutil.rmtree(running, ignore_errors=True)
+        drop_state(running)
 
     def _tell(self, trial: TrialRecord, frozen: FrozenTrial) -> None:
         storage = self._study._storage

@@ -337,6 +337,13 @@ def test_a_search_killed_at_every_eleventh_step_ends_as_the_unbroken_one(tmp_pat
         shutil.rmtree(killed)
 
 
+def test_a_kill_at_any_step_leaves_every_trial_a_whole_state_or_none(tmp_path):
+    snapshots = kills_of_a_search(tmp_path, launch_of(*ASHA, "search.num_trials=3"), steps=None, at_a_time=2)
+    states = [SavedState.load(folder) for killed in snapshots.taken for folder in killed.glob("running/*")]
+    assert any(state is None for state in states)
+    assert any(state is not None and state.best_weights for state in states)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2"])
 @pytest.mark.parametrize("at_a_time", [1, 3])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,6 +128,17 @@ def read_place(folder: Path) -> dict[str, Any] | None:
     if not (folder / LAST).exists():
         return None
     return _place_in(read_metadata(folder / LAST), folder / LAST)
+
+
+def drop_state(folder: Path) -> None:
+    """Delete a trial's folder, the state first: what a crash leaves of it is then no state that lacks its weights.
+
+    Raises:
+        StorageError: if the state cannot be deleted; the rest is left behind where it cannot.
+    """
+    with writing_to(folder / LAST):
+        (folder / LAST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _place_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
