@@ -160,21 +160,30 @@ def open_store(launch: Launch, console: Console) -> Store:
 
 
 def describe_recordings(launch: Launch, recordings: Recordings, console: Console) -> None:
-    """Say who trains, who validates, and which classes cannot be scored."""
+    """Say who trains, who validates, who does neither, and which classes cannot be scored."""
     rows = recordings.split
+    folds = recordings.store.index["fold"][recordings.labels.labelled]
     subsampled = [
-        f"{split} limited to {patients} patients"
-        for split, patients in (
-            ("training", launch.data.max_train_patients),
-            ("validation", launch.data.max_valid_patients),
+        f"{part} limited to {patients} patients"
+        for part, chosen, whole, patients in (
+            ("training", rows.train, launch.data.train_folds, launch.data.max_train_patients),
+            ("validation", rows.valid, launch.data.valid_folds, launch.data.max_valid_patients),
         )
-        if patients is not None
+        if len(chosen) < folds.isin(whole).sum()
     ]
     console.print(
         f"recordings: {len(rows.train)} train, {len(rows.valid)} validate, {len(rows.test)} test"
         + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else ""),
         markup=False,
     )
+    in_a_part = [*launch.data.train_folds, *launch.data.valid_folds, *launch.data.test_folds]
+    if len(left_out := folds[~folds.isin(in_a_part)]):
+        numbers = ", ".join(map(str, sorted(left_out.unique())))
+        console.print(
+            f"note: {len(left_out)} recordings are not used, their folds {numbers} are in none of data.train_folds, "
+            "data.valid_folds and data.test_folds",
+            markup=False,
+        )
     classes = recordings.labels.classes
     if unscored := sorted(set(range(len(classes))) - set(recordings.valid_classes.tolist())):
         names = ", ".join(classes[k] for k in unscored)
@@ -258,18 +267,25 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
     from search_spaces.distributions import run_with
     from search_spaces.ledger import Ledger, TrialRecord
     from search_spaces.schedulers import make_policy
-    from trainables.checkpoint import contract_of
+    from trainables.checkpoint import contract_of, weights_digest
     from trainables.provenance import git_revision, hardware, versions
     from trainables.recordings import open_recordings
     from trainables.study import StudyError
 
     tree = tree_of(launch)
     recordings = open_recordings(launch.run, store.path)
-    for event in study.read_events():
-        if event["event"] == "study_started" and event["store"] != store.hash:
+    encoder = None if launch.task.encoder is None else weights_digest(Path(launch.task.encoder))
+    begun = [event for event in study.read_events() if event["event"] == "study_started"]
+    for event in begun:
+        if event["store"] != store.hash:
             raise StudyError(
                 f"{study.path} was begun on other recordings (store {event['store'][:12]}, now {store.hash[:12]}): "
                 "type study_dir=DIR for a new study, or the data.root it had"
+            )
+        if event.get("encoder") != encoder:
+            raise StudyError(
+                f"{study.path} was begun with other weights in {launch.task.encoder}: type study_dir=DIR for a new "
+                "study, or restore them"
             )
 
     def describe(trial: TrialRecord, run: Run) -> dict[str, Any]:
@@ -288,10 +304,10 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
         }
 
     study.write_configuration(tree)
-    begun = any(event["event"] == "study_started" for event in study.read_events())
     study.record(
         "study_resumed" if begun else "study_started",
         store=store.hash,
+        encoder=encoder,
         git_revision=git_revision(),
         versions=versions(),
         hardware=hardware(),
@@ -368,10 +384,13 @@ def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, con
 
 def train(launch: Launch, console: Console) -> int:
     """One run without a search, or one trial of a study again; the same line goes on where it stopped."""
+    from search_spaces.lint import check_objective, kind_of_labels
     from trainables.study import StudyFolder
 
     study = StudyFolder(Path(launch.study_dir))
     if launch.trial is None:
+        check_objective(launch)
+        kind_of_labels(launch)
         if launch.space:
             console.print("note: command=train runs the configuration's own values; nothing is searched", markup=False)
         return train_once(launch, launch.run, study.path / "train", 0, console)[0]

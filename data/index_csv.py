@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -45,7 +46,7 @@ class IndexCsv:
 
     Attributes:
         root: folder that the others start from; may be None if they are absolute.
-        source_rate_hz: sampling rate of every record where there is no `sampling_rate_column`.
+        source_rate_hz: not used; every reader is told it.
         index_dir: folder of the tables; the root where None.
         ecg_dir: folder that file names start from; the root where None.
         csv: the one table, with `fold_column`.
@@ -54,7 +55,8 @@ class IndexCsv:
         test_csv: table of the records to test on.
         fold_column: whole numbers.
         filename_column: files relative to `ecg_dir`.
-        sampling_rate_column: in Hz; None for one rate.
+        sampling_rate_column: in Hz; None where `sampling_rate_hz` is that of every record.
+        sampling_rate_hz: one for all; None where a column tells each.
         label_columns: see above; empty for unlabelled data.
         record_id_column: unique names of the records; the file names where None.
         patient_id_column: None takes each record for a patient of its own.
@@ -77,6 +79,7 @@ class IndexCsv:
     fold_column: str | None = None
     filename_column: str = "FILE_NAME"
     sampling_rate_column: str | None = "SAMPLE_RATE"
+    sampling_rate_hz: float | None = None
     label_columns: Sequence[str] = ()
     record_id_column: str | None = None
     patient_id_column: str | None = None
@@ -162,6 +165,13 @@ class IndexCsv:
         """What can be told wrong without a file."""
         if self.unit.casefold() not in MV_OF_UNIT:
             raise DataError(f"data.reader.unit {one_of(['mV', 'uV', 'V'], self.unit)}, got {self.unit!r}")
+        if (self.sampling_rate_column is None) == (self.sampling_rate_hz is None):
+            raise DataError(
+                "exactly one of data.reader.sampling_rate_column and data.reader.sampling_rate_hz must be given, got "
+                f"{self.sampling_rate_column} and {self.sampling_rate_hz}"
+            )
+        if self.sampling_rate_hz is not None and not 0 < self.sampling_rate_hz < math.inf:
+            raise DataError(f"data.reader.sampling_rate_hz must be positive and finite, got {self.sampling_rate_hz}")
         leads = [lead_name(name) for name in self.leads]
         if not leads or len(set(leads)) != len(leads):
             raise DataError(f"data.reader.leads must name each lead once, and at least one, got {list(self.leads)}")
@@ -209,9 +219,10 @@ class IndexCsv:
         _check_suffixes(files, path)
         record_ids = cells.texts("record_id_column", self.record_id_column) if self.record_id_column else files
         patient_ids = cells.texts("patient_id_column", self.patient_id_column) if self.patient_id_column else record_ids
-        rates = [float(self.source_rate_hz)] * len(files)
         if self.sampling_rate_column:
             rates = cells.numbers("sampling_rate_column", self.sampling_rate_column, positive=True)
+        else:
+            rates = [float(self.sampling_rate_hz or 0)] * len(files)
         folds: list[int] = [fold] * len(files) if fold is not None else cells.whole("fold_column", self.fold_column)
         ages = cells.numbers("age_column", self.age_column, optional=True) if self.age_column else None
         return pd.DataFrame(

@@ -129,7 +129,11 @@ class PTBXL:
         rate = self._checked_rate()
         if not (root / RECORDS_FOLDER[rate]).is_dir():
             others = [other for other, folder in RECORDS_FOLDER.items() if other != rate and (root / folder).is_dir()]
-            cure = "".join(f"records{other}/ is there: read it with data.source_rate_hz={other}" for other in others)
+            cure = "".join(
+                f"records{other}/ is there: read it with data.source_rate_hz={other}"
+                + f" data.sampling_rate_hz={other}" * (other < rate)  # else it would be resampled upwards
+                for other in others
+            )
             raise DataError(
                 f"data.source_rate_hz={rate} needs the folder {root / RECORDS_FOLDER[rate]}, which is missing: "
                 f"{cure or 'unpack the records of PTB-XL there'}"

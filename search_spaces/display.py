@@ -63,13 +63,17 @@ class Display(AbstractContextManager["Display"]):
             return
         for number, trial in self._ledger.trials.items():
             now = (trial.state, trial.epoch)
-            if self._seen.get(number) != now:
+            if number not in self._seen:  # also when its first epoch is over already
+                self._print(f"trial {number}  started  {chosen(trial.params)}".rstrip())
+                self._seen[number] = ("RUNNING", 0)
+            if self._seen[number] != now:
                 self._seen[number] = now
-                self._console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
+                self._print(self._line(trial))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, trial: TrialRecord) -> str:
-        if trial.state == "RUNNING" and trial.epoch == 0:
-            return f"trial {trial.number}  started  {chosen(trial.params)}".rstrip()
         metric = self._ledger.search.metric
         shown = trial.metrics.get(metric)
         value = "" if shown is None else f"  {metric} {shown:.4f}"

@@ -278,7 +278,7 @@ def _said(detail: Any, key: str, tree: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
-        return unknown_key(key, [other for other in dotted(tree) if not f"{other}.".startswith(f"{key}.")])
+        return unknown_key(key, _names_beside(key, tree))
     if kind == "union_tag_invalid":
         allowed = detail["ctx"]["expected_tags"].replace("'", "")
         return f"name must be one of {allowed}, got {detail['ctx']['tag']!r}"
@@ -286,6 +286,12 @@ def _said(detail: Any, key: str, tree: Mapping[str, Any]) -> str:
         return said_plainly(detail)
     came = repr(detail["input"])
     return f"{said_plainly(detail)}, got {came if len(came) <= 80 else came[:77] + '...'}"
+
+
+def _names_beside(key: str, tree: Mapping[str, Any]) -> list[str]:
+    """All keys that can be typed, without `key` and what lies in it."""
+    inside = (f"{key}.", "options.")  # the options of searched groups: nobody types them
+    return [name for name in dotted(tree) if not f"{name}.".startswith(inside)]
 
 
 def unknown_key(key: str, known: Collection[str]) -> str:

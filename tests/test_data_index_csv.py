@@ -107,7 +107,21 @@ def test_tables_and_recordings_may_lie_in_folders_of_their_own(tmp_path):
 
 
 def test_one_rate_holds_for_all_where_no_column_has_it(root):
-    assert one_table(root, sampling_rate_column=None).table()["rate_hz"].tolist() == [500.0] * 4
+    rates = one_table(root, sampling_rate_column=None, sampling_rate_hz=257.5).table()["rate_hz"]
+    assert rates.tolist() == [257.5] * 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"sampling_rate_column": None}, "exactly one of .* got None and None"),
+        ({"sampling_rate_hz": 250.0}, "exactly one of .* got SAMPLE_RATE and 250.0"),
+        ({"sampling_rate_column": None, "sampling_rate_hz": 0.0}, "must be positive and finite, got 0.0"),
+    ],
+)
+def test_the_rate_is_never_guessed(root, keys, said):
+    with pytest.raises(DataError, match=said):
+        one_table(root, **keys).table()
 
 
 # --- labels

@@ -233,7 +233,7 @@ def test_a_record_whose_device_and_site_are_unknown_has_none(root):
     [
         (lambda root: shutil.rmtree(root), r"there is no folder .*: give data.root=DIR"),
         (lambda root: (root / "scp_statements.csv").unlink(), r"lacks scp_statements.csv"),
-        (lambda root: (root / "records100").rename(root / "records500"), r"read it with data.source_rate_hz=500"),
+        (lambda root: (root / "records100").rename(root / "records500"), r"read it with data.source_rate_hz=500$"),
         (lambda root: shutil.rmtree(root / "records100"), r"needs the folder .*records100, .*unpack the records"),
         (lambda root: (root / "ptbxl_database.csv").write_bytes(b""), "cannot be read as a table"),
         (lambda root: (root / "ptbxl_database.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read as a table"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,9 @@ def mistake(capsys, *arguments):
         (["command=train", "study_dir=nowhere", "trial=3"], "holds no study"),
         ([*SYNTHETIC, "resume=must"], "resume=must"),
         ([*SYNTHETIC, "search.metric=val/accuracy"], "must be one of what the task logs, val/auroc"),
+        ([*SYNTHETIC, "command=train", "search.metric=val/accuracy"], "must be one of what the task logs, val/auroc"),
+        (["search=stmem_ptbxl_finetune"], "(task.encoder=DIR)"),
+        ([*SYNTHETIC, "task.finetune.optimizer.betas=[0.9,1.0]"], "betas must both be at least 0 and below 1, got"),
         ([*SYNTHETIC, "sampler=cmaes", "model.num_sep_tokens=1,2"], "sampler=cmaes"),
         (["search=stmem_ptbxl", "data.root=nowhere"], "data.root"),
         (["search=stmem_ptbxl"], "data.root"),
@@ -103,7 +107,7 @@ def test_a_rate_that_is_not_there_names_the_one_that_is(capsys, tmp_path):
     reader = Synthetic(root=tmp_path, source_rate_hz=100, num_patients=20, seed=0)
     reader.table()  # writes it
     said = mistake(capsys, "command=prepare", f"data.root={reader.folder}", "data.source_rate_hz=500")
-    assert "data.source_rate_hz=100" in said
+    assert "data.source_rate_hz=100 data.sampling_rate_hz=100" in said
 
 
 def test_an_index_csv_with_a_missing_column_names_it_and_those_there_are(capsys, tmp_path):
@@ -120,6 +124,28 @@ def test_an_index_csv_with_a_missing_column_names_it_and_those_there_are(capsys,
     )
     assert "LABEL" in said
     assert "FILE_NAME" in said
+
+
+def test_recordings_are_said_to_be_limited_or_left_out_only_where_they_are(capsys):
+    from search_spaces.compose import compose_choices
+    from search_spaces.schema import checked
+
+    def said(train, folds, *typed):
+        choices = checked(compose_choices([*SYNTHETIC, *typed]).tree)
+        recordings = SimpleNamespace(
+            split=SimpleNamespace(train=np.arange(train), valid=[8], test=[9]),
+            store=SimpleNamespace(index=pd.DataFrame({"fold": folds})),
+            labels=SimpleNamespace(labelled=np.ones(len(folds), bool), classes=("MI",)),
+            valid_classes=np.array([0]),
+        )
+        launch.describe_recordings(choices, recordings, launch.Console(soft_wrap=True))
+        return capsys.readouterr().out
+
+    assert said(8, range(1, 11)) == "recordings: 8 train, 1 validate, 1 test\n"
+    assert "(training limited to 1400 patients; the test fold never is)" in said(7, range(1, 11))
+    assert "note: 7 recordings are not used, their folds 2, 3, 4, 5, 6, 7, 8 are" in said(
+        1, range(1, 11), "data.train_folds=[1]"
+    )
 
 
 def test_a_folder_where_another_run_was_trained_is_refused(tmp_path):
@@ -144,3 +170,27 @@ def test_the_download_command_fetches_what_the_module_offers():
 
 def test_seeds_are_not_searched_since_they_choose_the_validation_patients(capsys):
     assert "seed" in mistake(capsys, *SYNTHETIC, "seed=0,1,2")
+
+
+def test_a_study_goes_on_only_with_the_recordings_and_the_encoder_it_began_with(tmp_path, tiny_store):
+    from search_spaces.compose import compose_choices
+    from search_spaces.schema import checked
+    from trainables.checkpoint import WEIGHTS
+    from trainables.study import StudyError, StudyFolder
+
+    weights = tmp_path / "encoder" / WEIGHTS
+    weights.parent.mkdir()
+    weights.write_bytes(b"some weights")
+    choices = checked(
+        compose_choices(["search=stmem_ptbxl_finetune", *SYNTHETIC[1:], f"task.encoder={weights.parent}"]).tree
+    )
+    space, study = launch.checked_space(choices), StudyFolder(tmp_path / "study")
+    for _ in range(2):
+        ledger, _ = launch.open_books(choices, space, study, tiny_store)
+        assert ledger.num_ended == 0
+    assert [event["event"] for event in study.read_events()] == ["study_started", "study_resumed"]
+    with pytest.raises(StudyError, match="was begun on other recordings"):
+        launch.open_books(choices, space, study, SimpleNamespace(path=tiny_store.path, hash="another"))
+    weights.write_bytes(b"other weights")
+    with pytest.raises(StudyError, match="was begun with other weights in .*encoder: type study_dir=DIR"):
+        launch.open_books(choices, space, study, tiny_store)

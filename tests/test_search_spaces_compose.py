@@ -122,11 +122,13 @@ def leaf_keys(part):
     return {key for key, value in dotted(part).items() if not isinstance(value, dict)}
 
 
-def test_both_scales_set_the_same_keys_so_that_one_undoes_the_other():
-    full, laptop = (
-        leaf_keys(yaml.safe_load((FOLDER / "scale" / f"{name}.yaml").read_text())) for name in ("full", "laptop")
+def test_the_default_scale_leaves_a_search_of_ones_own_its_numbers(config_dir):
+    (config_dir / "search" / "mine.yaml").write_text(
+        "# @package _global_\nmodel:\n  size: base\ntask:\n  pretrain:\n    num_epochs: 5\nsearch:\n  num_trials: 7\n"
     )
-    assert full <= laptop
+    composed = tree("--config-dir", str(config_dir), "search=mine")
+    assert composed["model"]["size"] == "base"
+    assert (composed["task"]["pretrain"]["num_epochs"], composed["search"]["num_trials"]) == (5, 7)
 
 
 def test_the_defaults_of_the_shipped_space_lie_in_their_ranges_at_every_scale():

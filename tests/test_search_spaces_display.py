@@ -84,6 +84,17 @@ def test_without_a_terminal_each_change_is_one_plain_line(books):
     )
 
 
+def test_a_trial_whose_first_epoch_is_over_already_is_still_said_to_have_started(books):
+    console = plain()
+    with Display(console, books, 6) as display:
+        books.start(1, lr=0.1)
+        books.change(1, epoch=1, metrics={METRIC: 0.6})
+        display()
+    first, second = shown(console).splitlines()
+    assert first == "trial 1  started  lr 0.1"
+    assert second.startswith("trial 1  epoch 1/6  val/auroc 0.6000")
+
+
 def test_what_was_there_before_is_not_said_again(books):
     books.change(0, state="COMPLETE", epoch=6, value=0.8)
     console = plain()

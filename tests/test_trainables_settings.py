@@ -74,7 +74,11 @@ def test_the_minimum_may_not_exceed_the_peak(tiny_run):
         ("data.window_s", 1.2345, "window_s times sampling_rate_hz must be whole"),
         ("data.test_folds", [9, 10], "valid_folds and test_folds must not share a fold, both hold [9]"),
         ("data.train_folds", [10], "train_folds and test_folds must not share a fold"),
-        ("task.stages", "finetune", "encoder must name a checkpoint's folder where finetune.mode is finetune"),
+        (
+            "task.stages",
+            "finetune",
+            "encoder must name a checkpoint's folder (task.encoder=DIR) where finetune.mode is finetune",
+        ),
         ("task.finetune.mode", "scratch", "finetune.mode must be finetune or linprobe where stages is joint"),
     ],
 )

@@ -7,6 +7,7 @@ weights were trained, and what their outputs mean. A model without it is another
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from data.record import DataError, Record, lead_name
 from data.store import MV_PER_UNIT, prepare_signal
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
-from trainables.files import StorageError, copy_atomically, read_tensors, write_atomically
+from trainables.files import StorageError, copy_atomically, read_bytes, read_tensors, write_atomically
 from trainables.predict import probabilities_of
 from trainables.pretrain import build_pretext
 from trainables.provenance import git_revision
@@ -200,6 +201,15 @@ def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
             f"type data.leads=[{','.join(contract['leads'])}] or some of these"
         )
     return description
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights.
+
+    Raises:
+        StorageError: if they cannot be read.
+    """
+    return hashlib.sha256(read_bytes(folder / WEIGHTS)).hexdigest()
 
 
 def load_encoder_weights(encoder: torch.nn.Module, folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-PACKAGES = ("heartsweep", "ray", "torch", "optuna", "hydra-core", "numpy", "pandas", "scipy", "torchmetrics")
+PACKAGES = ("heartsweep", "ray", "torch", "optuna", "hydra-core", "numpy", "pandas", "scipy", "wfdb", "torchmetrics")
 
 
 @functools.cache
@@ -48,6 +48,7 @@ def hardware() -> dict[str, str | int | float]:
     """The machine of this process, without a name that would tell whose it is."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     return {
+        "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),

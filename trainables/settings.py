@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 STANDARD_LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 """The order in which data.record.LEADS names them too; a test holds the two together."""
@@ -104,6 +104,13 @@ class Optimizer(Settings):
     decay_biases_and_norms: bool
     """Weight decay is kept off biases, norms, tokens and position tables unless this is set."""
 
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must both be at least 0 and below 1, got {list(betas)}")
+        return betas
+
 
 class Stage(Settings):
     """What a pre-training and a fine-tuning stage have in common."""
@@ -192,7 +199,10 @@ class Task(Settings):
     @model_validator(mode="after")
     def _has_an_encoder(self) -> Self:
         if self.stages == "finetune" and self.finetune.mode != "scratch" and self.encoder is None:
-            raise ValueError(f"encoder must name a checkpoint's folder where finetune.mode is {self.finetune.mode}")
+            raise ValueError(
+                f"encoder must name a checkpoint's folder (task.encoder=DIR) where finetune.mode is "
+                f"{self.finetune.mode}, got none"
+            )
         if self.stages == "joint" and self.finetune.mode == "scratch":
             raise ValueError("finetune.mode must be finetune or linprobe where stages is joint, got scratch")
         return self
