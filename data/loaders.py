@@ -8,7 +8,6 @@ Shapes: B records of the global batch, b of them on this worker, C leads, T samp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -181,11 +180,6 @@ def eval_batches(
     for first in range(0, len(share), batch_size):
         positions = np.arange(first, min(first + batch_size, len(share)))
         yield crops.gather(positions, starts[positions]), crops.rows[positions]
-
-
-def num_eval_batches(num_rows: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> int:
-    """How many batches `eval_batches` yields for `num_rows` records on this worker."""
-    return math.ceil(len(worker_share(num_rows, rank, world_size)) / batch_size)
 
 
 def worker_share(total: int, rank: int, world_size: int) -> range:

@@ -538,26 +538,6 @@ def n_crop_starts(num_samples: NDArray[np.int64], window_samples: int, num_crops
     return (2 * steps * slack + num_crops - 1) // (2 * (num_crops - 1))  # integers: the rounding is exact, halves up
 
 
-def moving_window_starts(num_samples: int, window_samples: int, stride: int) -> NDArray[np.int64]:
-    """Where all windows at a fixed stride start within one record.
-
-    Args:
-        num_samples: length of the record.
-        window_samples: T, the length of a crop.
-        stride: samples from one start to the next; a rest shorter than it at the end is left out.
-
-    Returns:
-        (num_windows,) ascending starts, at least one.
-
-    Raises:
-        ValueError: if the record is shorter than the window or `stride` is below 1.
-    """
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}")
-    slack = last_starts(np.array([num_samples]), window_samples)
-    return np.arange(0, slack.item() + 1, stride, dtype=np.int64)
-
-
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value}")

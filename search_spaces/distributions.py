@@ -140,13 +140,6 @@ class Space:
             ]
         return [{key: encoded(value) for key, value in point.items()} for point in points]
 
-    def identity(self) -> dict[str, Any]:
-        """Plain values that are equal for equal spaces."""
-        return {
-            leaf.key: {"is": leaf.text, "when": {key: list(allowed) for key, allowed in leaf.when}}
-            for leaf in self.leaves
-        }
-
 
 # ---- leaves as written -------------------------------------------------------------------------------------------
 

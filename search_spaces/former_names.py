@@ -63,7 +63,9 @@ FORMER_NAMES: dict[str, Former] = {
         "and data.standardize",
     ),
     "dataset.eval_transforms": Former(
-        ("data.eval_crops",), "crop_length is data.window_s, num_segments is data.eval_crops; filters as for training"
+        ("data.eval_crops",),
+        "crop_length is data.window_s, num_segments is data.eval_crops; a moving window of n places is "
+        "data.eval_crops=n; filters as for training",
     ),
     "dataloader.batch_size": Former(_both("batch_size"), "over all workers together, there per process"),
     "dataloader.num_workers": Former((), "recordings are memory-mapped and cropped in batches: no loader processes"),

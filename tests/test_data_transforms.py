@@ -25,7 +25,6 @@ from data.transforms import (
     Transform,
     WhiteNoise,
     center_crop_starts,
-    moving_window_starts,
     n_crop_starts,
     random_crop_starts,
     standardize,
@@ -424,13 +423,6 @@ def test_the_middle_window_leaves_as_much_on_either_side():
     assert center_crop_starts(np.array([10, 13, 14]), 10).tolist() == [0, 1, 2]
 
 
-@settings(max_examples=100, deadline=None)
-@given(window=st.integers(1, 50), slack=st.integers(0, 100), stride=st.integers(1, 40))
-def test_moving_windows_cover_all_that_the_stride_reaches(window, slack, stride):
-    starts = moving_window_starts(window + slack, window, stride)
-    assert starts.tolist() == [start for start in range(slack + 1) if start % stride == 0]
-
-
 @pytest.mark.parametrize(
     ("starts", "message"),
     [
@@ -438,8 +430,6 @@ def test_moving_windows_cover_all_that_the_stride_reaches(window, slack, stride)
         (lambda: center_crop_starts(np.array([9]), 10), "at least as long as the window of 10 samples, got 1 shorter"),
         (lambda: n_crop_starts(np.array([9]), 10, 3), "at least as long as the window of 10 samples"),
         (lambda: n_crop_starts(np.array([9]), 9, 0), "num_crops must be at least 1, got 0"),
-        (lambda: moving_window_starts(9, 10, 1), "at least as long as the window of 10 samples"),
-        (lambda: moving_window_starts(9, 9, 0), "stride must be at least 1, got 0"),
     ],
 )
 def test_crops_that_cannot_be_made_are_refused(starts, message):

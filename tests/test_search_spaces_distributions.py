@@ -248,22 +248,6 @@ def test_a_grid_over_what_cannot_be_counted_is_refused_by_name(written):
     assert told.startswith("space.x: sampler=grid needs values that can be counted, got {")
 
 
-def test_the_identity_tells_spaces_apart_and_is_plain():
-    first, second = (
-        {"x": {"uniform": [0, high]}, "y": {"choice": [[1], [2]], "when": {"z": 1}}, "z": {"choice": [1, 2]}}
-        for high in (1, 2)
-    )
-    assert parse(first).identity() == parse(copy.deepcopy(first)).identity()
-    assert parse(first).identity() != parse(second).identity()
-    assert checked_json(parse(first).identity())
-
-
-def checked_json(value):
-    return isinstance(value, str | int | float | bool | None) or all(
-        map(checked_json, value.values() if isinstance(value, dict) else value)
-    )
-
-
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text('abcé "'),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=2),
