@@ -150,9 +150,9 @@ def test_a_finished_study_says_so_and_what_to_change(finished, monkeypatch, caps
 
 def test_another_identity_is_refused_with_what_differs(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
-    assert launch.main([*TINY, "task.finetune.batch_size=8"]) == 2
+    assert launch.main([*TINY, "task.finetune.batch_size=4"]) == 2
     said = capsys.readouterr().err
-    assert "task.finetune.batch_size was 16, now 8" in said
+    assert "task.finetune.batch_size was 8, now 4" in said
     assert "study_dir=DIR" in said
 
 
