@@ -57,7 +57,7 @@ class STMEMEncoder(Encoder):
         patch_size: int,
         num_sep_tokens: int,
         size: Size,
-        standardize_patches: bool = True,
+        standardize_patches: bool,
     ) -> None:
         """Build the encoder with random weights.
 
@@ -183,9 +183,8 @@ class STMEMDecoder(nn.Module):
         separators, visible = self.embedding(tokens).tensor_split([num_sep], dim=2)
         masks = self.mask_token + self.positions[hidden]
         # The hidden patches' tokens stay at the end: their order is told by their positions alone.
-        sequence = torch.cat([separators, visible + self.positions[kept], masks], dim=2).flatten(
-            0, 1
-        )  # (B C, S + N, W)
+        tokens = torch.cat([separators, visible + self.positions[kept], masks], dim=2)
+        sequence = tokens.flatten(0, 1)  # (B C, S + N, W)
         for block in self.blocks:
             sequence = block(sequence)
         reconstruction: Tensor = self.head(self.norm(sequence[:, -hidden.shape[2] :]))
@@ -206,10 +205,10 @@ class STMEM(PretextTask):
         mask_ratio: float,
         num_sep_tokens: int,
         norm_pix_loss: bool,
+        standardize_patches: bool,
         decoder_width: int | None,
         decoder_depth: int | None,
         decoder_heads: int | None,
-        standardize_patches: bool = True,
     ) -> None:
         """Build the model with random weights.
 
@@ -222,11 +221,11 @@ class STMEM(PretextTask):
             mask_ratio: the share of each lead's patches to hide; paper: 0.75.
             num_sep_tokens: separators of a lead: 2 as in the paper, 1, which tells as much (see STMEMEncoder), or 0.
             norm_pix_loss: whether target patches are standardised one by one.
+            standardize_patches: whether the encoder sees the shape of each patch alone, without its mean and
+                amplitude, as in the published models.
             decoder_width: W, even; None is the size's own (DECODERS), and so below.
             decoder_depth: blocks of the decoder.
             decoder_heads: heads of the decoder, 64 wide each.
-            standardize_patches: whether the encoder sees the shape of each patch alone, without its mean and
-                amplitude, as in the published models.
 
         Raises:
             ValueError: naming the argument that cannot be.

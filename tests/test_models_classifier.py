@@ -9,7 +9,9 @@ from models.st_mem import STMEMEncoder
 
 
 def encoder():
-    return STMEMEncoder(leads=["I", "II"], num_patches=4, patch_size=5, num_sep_tokens=1, size="tiny")
+    return STMEMEncoder(
+        leads=["I", "II"], num_patches=4, patch_size=5, num_sep_tokens=1, size="tiny", standardize_patches=True
+    )
 
 
 def classifier(*, drop_path=0.0, head_init_std=0.02, num_classes=3):

@@ -31,7 +31,9 @@ def test_leads_that_cannot_be_are_refused_in_one_line(leads, message):
 
 
 def test_weight_decay_is_for_the_matrices_of_layers_alone():
-    encoder = STMEMEncoder(leads=["I"], num_patches=2, patch_size=5, num_sep_tokens=2, size="tiny")
+    encoder = STMEMEncoder(
+        leads=["I"], num_patches=2, patch_size=5, num_sep_tokens=2, size="tiny", standardize_patches=True
+    )
     model = Classifier(encoder, 3, drop_path=0.0, head_init_std=0.02)
     decayed = {name for name, parameter in model.named_parameters() if has_weight_decay(name, parameter)}
     of_a_block = ["attention.qkv", "attention.out", "mlp.0", "mlp.2"]

@@ -21,6 +21,7 @@ def tiny_st_mem(**changes):
         "mask_ratio": 0.5,
         "num_sep_tokens": 2,
         "norm_pix_loss": True,
+        "standardize_patches": True,
         "decoder_width": 64,
         "decoder_depth": 1,
         "decoder_heads": 1,

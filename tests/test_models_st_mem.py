@@ -16,6 +16,7 @@ PAPER = {
     "mask_ratio": 0.75,
     "num_sep_tokens": 2,
     "norm_pix_loss": True,
+    "standardize_patches": True,
     "decoder_width": 256,
     "decoder_depth": 4,
     "decoder_heads": 4,
@@ -287,7 +288,9 @@ def test_the_state_of_a_model_does_not_depend_on_its_leads():
 
 def test_tokens_and_lead_embeddings_start_small_and_separators_have_no_position():
     torch.manual_seed(0)
-    encoder = STMEMEncoder(leads=["I"], num_patches=3, patch_size=5, num_sep_tokens=2, size="small")
+    encoder = STMEMEncoder(
+        leads=["I"], num_patches=3, patch_size=5, num_sep_tokens=2, size="small", standardize_patches=True
+    )
     assert encoder.lead_embeddings.std().item() == pytest.approx(0.02, rel=0.1)
     assert encoder.sep_token.std().item() == pytest.approx(0.02, rel=0.2)
     assert not encoder.positions[:2].any()

@@ -22,6 +22,7 @@ def pretext():
         mask_ratio=0.75,
         num_sep_tokens=1,
         norm_pix_loss=True,
+        standardize_patches=True,
         decoder_width=None,
         decoder_depth=None,
         decoder_heads=None,

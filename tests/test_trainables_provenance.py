@@ -60,6 +60,6 @@ def test_versions_name_what_results_depend_on():
 
 def test_the_hardware_is_told_without_a_name():
     found = provenance.hardware()
-    assert set(found) == {"cpu", "cores", "memory_gib", "gpu", "num_gpus"}
+    assert set(found) == {"system", "cpu", "cores", "memory_gib", "gpu", "num_gpus"}
     assert found["cores"] >= 1
     assert found["memory_gib"] > 0

@@ -12,7 +12,7 @@ from data.loaders import TrainBatches
 from models.classifier import Classifier
 from models.encoder import Encoder
 from models.pretext import PretextTask
-from trainables.components import build
+from trainables.components import build, model_inputs
 from trainables.optimizers import build_optimizer, parameter_groups
 from trainables.predict import validate
 from trainables.probe import probe_head
@@ -28,12 +28,7 @@ def build_pretext(run: Run) -> PretextTask:
     """The run's pretext task, initialised from its seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, INITIALISATION, PRETRAIN))
-        pretext = build(
-            run.model,
-            leads=tuple(run.data.leads),
-            num_samples=run.data.window_samples,
-            sampling_rate_hz=run.data.sampling_rate_hz,
-        )
+        pretext = build(run.model, **model_inputs(run.data))
     assert isinstance(pretext, PretextTask)
     return pretext
 
