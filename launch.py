@@ -11,8 +11,8 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,40 +139,49 @@ def lint_search(launch: Launch, space: Space) -> None:
     lint(launch, space)
 
 
-def open_store(launch: Launch, console: Console) -> Store:
-    """The prepared recordings of the launch, prepared now where they are not."""
+@contextmanager
+def progress_bar(text: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar under `text` in a terminal; what it gives is called with (done, total)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def open_store(launch: Launch, console: Console) -> Store:
+    """The prepared recordings of the launch, prepared now where they are not."""
     from data.store import prepare as prepare_store
     from trainables.recordings import preparation_of, reader_of
 
-    columns = (TextColumn("preparing recordings"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, visible=False)
+    with progress_bar("preparing recordings", console) as progress:
         return prepare_store(
             reader_of(launch.data),
             preparation_of(launch.data),
             Path(launch.data.store_dir),
             name=launch.data.name,
             max_unreadable_share=launch.data.max_unreadable_share,
-            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+            progress=progress,
         )
 
 
 def describe_recordings(launch: Launch, recordings: Recordings, console: Console) -> None:
     """Say who trains, who validates, who does neither, and which classes cannot be scored."""
-    rows = recordings.split
-    folds = recordings.store.index["fold"][recordings.labels.labelled]
+    rows, labelled = recordings.split, recordings.labels.labelled
+    folds = recordings.store.index["fold"]
     subsampled = [
         f"{part} limited to {patients} patients"
         for part, chosen, whole, patients in (
-            ("training", rows.train, launch.data.train_folds, launch.data.max_train_patients),
-            ("validation", rows.valid, launch.data.valid_folds, launch.data.max_valid_patients),
+            ("training", rows.pretrain, folds.isin(launch.data.train_folds), launch.data.max_train_patients),
+            ("validation", rows.valid, folds.isin(launch.data.valid_folds) & labelled, launch.data.max_valid_patients),
         )
-        if len(chosen) < folds.isin(whole).sum()
+        if len(chosen) < whole.sum()
     ]
     console.print(
-        f"recordings: {len(rows.train)} train, {len(rows.valid)} validate, {len(rows.test)} test"
+        "recordings: "
+        + (f"{len(rows.pretrain)} pre-train, " if launch.task.stages != "finetune" else "")
+        + f"{len(rows.train)} train, {len(rows.valid)} validate, {len(rows.test)} test"
         + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else ""),
         markup=False,
     )
@@ -191,8 +200,8 @@ def describe_recordings(launch: Launch, recordings: Recordings, console: Console
 
 
 def typed_again() -> str:
-    """The line that goes on with a study: the one that was typed."""
-    return f"python launch.py {shlex.join(sys.argv[1:])}"
+    """The line that goes on with a study: the one that was typed, but for what refuses to."""
+    return f"python launch.py {shlex.join(word for word in sys.argv[1:] if word != 'resume=never')}"
 
 
 # -------- search
@@ -206,12 +215,9 @@ def search(launch: Launch, console: Console) -> int:
     lint_search(launch, space)
     study = StudyFolder(Path(launch.study_dir))
     check_resume(launch, study)
-    if launch.task.encoder is not None:
-        from trainables.checkpoint import check_encoder
-
-        check_encoder(Path(launch.task.encoder), launch.data)
     with ExitStack() as stack:
         stack.enter_context(study.locked())
+        launch = with_own_encoder(launch, study)
         store = open_store(launch, console)
         ledger, recordings = open_books(launch, space, study, store)
         describe_recordings(launch, recordings, console)
@@ -223,13 +229,13 @@ def search(launch: Launch, console: Console) -> int:
                     f"stopped; what ran is saved up to its last epoch. To go on:\n  {typed_again()}", markup=False
                 )
                 return INTERRUPTED
-        elif not ledger.used_up:
+        elif ledger.num_ended >= ledger.num_trials:
             console.print(
                 f"{study.path}: finished with {ledger.num_ended} trials; type search.num_trials=N with a larger N to "
                 "go further",
                 markup=False,
             )
-        if ledger.used_up:
+        if ledger.used_up and ledger.num_ended < ledger.num_trials:
             console.print(f"{ledger.used_up}: type a larger value to go on", markup=False)
         return finish(launch, ledger, study, store, console)
 
@@ -262,19 +268,44 @@ def check_resume(launch: Launch, study: StudyFolder) -> None:
         )
 
 
+def with_own_encoder(launch: Launch, study: StudyFolder) -> Launch:
+    """The launch with `task.encoder` set to the study's own copy of it: what lies at the path typed may change.
+
+    Raises:
+        StudyError: if other weights are at the path now than those that the study began with.
+        DataError, StorageError: if they are of another model or other recordings, or cannot be read.
+    """
+    if launch.task.encoder is None:
+        return launch
+    from trainables.checkpoint import copy_checkpoint, weights_digest
+    from trainables.loops import first_encoder
+    from trainables.study import StudyError
+
+    given = Path(launch.task.encoder)
+    if not (study.encoder / "checkpoint.json").exists():
+        first_encoder(launch.run)  # refuses what no trial could start from
+        copy_checkpoint(given, study.encoder)
+    elif given.exists() and weights_digest(given) != weights_digest(study.encoder):
+        raise StudyError(
+            f"{study.path} was begun with other weights than those in {given} now: type study_dir=DIR for a new study, "
+            f"or task.encoder={study.encoder} for those it began with"
+        )
+    task = launch.task.model_copy(update={"encoder": str(study.encoder)})
+    return launch.model_copy(update={"task": task})
+
+
 def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -> tuple[Ledger, Recordings]:
     """The study's books and its recordings; both refuse what cannot be searched."""
     from search_spaces.distributions import run_with
     from search_spaces.ledger import Ledger, TrialRecord
     from search_spaces.schedulers import make_policy
-    from trainables.checkpoint import contract_of, weights_digest
+    from trainables.checkpoint import description_of
     from trainables.provenance import git_revision, hardware, versions
     from trainables.recordings import open_recordings
     from trainables.study import StudyError
 
     tree = tree_of(launch)
     recordings = open_recordings(launch.run, store.path)
-    encoder = None if launch.task.encoder is None else weights_digest(Path(launch.task.encoder))
     begun = [event for event in study.read_events() if event["event"] == "study_started"]
     for event in begun:
         if event["store"] != store.hash:
@@ -282,32 +313,22 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
                 f"{study.path} was begun on other recordings (store {event['store'][:12]}, now {store.hash[:12]}): "
                 "type study_dir=DIR for a new study, or the data.root it had"
             )
-        if event.get("encoder") != encoder:
-            raise StudyError(
-                f"{study.path} was begun with other weights in {launch.task.encoder}: type study_dir=DIR for a new "
-                "study, or restore them"
-            )
 
     def describe(trial: TrialRecord, run: Run) -> dict[str, Any]:
-        return {
-            "trial": trial.number,
-            "epoch": trial.best_epoch,
-            "value": trial.value,
-            "metric": launch.search.metric,
-            "metrics": trial.best_metrics,
-            "params": trial.params,
-            "exploits": trial.exploits,
-            "contract": contract_of(run, open_recordings(run, store.path)),
-            "run": run.model_dump(mode="json", by_alias=True),
-            "store": store.hash,
-            "git_revision": git_revision(),
-        }
+        return description_of(
+            run,
+            open_recordings(run, store.path),
+            {"epoch": trial.best_epoch, "value": trial.value, "metrics": trial.best_metrics},
+            launch.search.metric,
+            trial=trial.number,
+            params=trial.params,
+            exploits=trial.exploits,
+        )
 
     study.write_configuration(tree)
     study.record(
         "study_resumed" if begun else "study_started",
         store=store.hash,
-        encoder=encoder,
         git_revision=git_revision(),
         versions=versions(),
         hardware=hardware(),
@@ -363,12 +384,16 @@ def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, con
     from trainables.workers import Workers
 
     if ledger.best is None:
-        console.print(
-            f"no trial was completed, so there is nothing to report yet. To go on:\n  {typed_again()}",
-            markup=False,
-        )
+        console.print("no trial was completed, so there is nothing to report yet", markup=False)
+        if ledger.num_ended >= ledger.num_trials:
+            console.print(
+                f"{study.trials} says why each of them ended; type search.num_trials=N with a larger N to try more",
+                markup=False,
+            )
+        else:
+            console.print(f"To go on:\n  {typed_again()}", markup=False)
         return 1
-    opened = evaluate_study(study, store.path, Workers.of_this_process(num_gpus=1))
+    opened = evaluate_study(study, store.path, Workers.of_this_process(num_gpus=gpus_here(launch)))
     finished_with = [event["trials"] for event in study.read_events() if event["event"] == "study_finished"]
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
@@ -389,20 +414,24 @@ def train(launch: Launch, console: Console) -> int:
 
     study = StudyFolder(Path(launch.study_dir))
     if launch.trial is None:
+        checked_space(launch)  # the run's own values, too
         check_objective(launch)
         kind_of_labels(launch)
         if launch.space:
             console.print("note: command=train runs the configuration's own values; nothing is searched", markup=False)
         return train_once(launch, launch.run, study.path / "train", 0, console)[0]
-    run, recorded = recorded_trial(launch, study, launch.trial)
-    folder = study.path / "again" / f"trial_{launch.trial:04d}"
+    number = launch.trial
+    if study.encoder.exists():
+        launch = with_own_encoder(launch, study)
+    run, recorded = recorded_trial(launch, study, number)
+    folder = study.path / "again" / f"trial_{number:04d}"
     if (folder / "checkpoint").exists():  # finished before: again means computed again
         shutil.rmtree(folder)
-    code, history = train_once(launch, run, folder, launch.trial, console)
+    code, history = train_once(launch, run, folder, number, console)
     differing = [epoch for epoch, metrics in recorded.items() if epoch in history and history[epoch] != metrics]
     if code == 0:
         console.print(
-            f"trial {launch.trial} again: "
+            f"trial {number} again: "
             + (f"epochs {differing} differ from the study's" if differing else "the study's figures, bit for bit")
         )
     return code
@@ -430,8 +459,6 @@ def train_once(
     launch: Launch, run: Run, folder: Path, number: int, console: Console
 ) -> tuple[int, dict[int, dict[str, float]]]:
     """Train one run in this process; its best weights end in `folder`/checkpoint."""
-    import torch
-
     from trainables.checkpoint import keep_run
     from trainables.recordings import open_recordings
     from trainables.state import read_place
@@ -440,11 +467,11 @@ def train_once(
     from trainables.workers import Workers
 
     with StudyFolder(folder).locked():
-        check_same_run(folder, run)
         store = open_store(launch, console)
+        check_same_run(folder, launch, run, store.hash)
         recordings = open_recordings(run, store.path)
         describe_recordings(launch, recordings, console)
-        num_gpus = 1.0 if torch.cuda.is_available() else 0.0
+        num_gpus = gpus_here(launch)
         assignment = Assignment(
             number=number,
             run=run,
@@ -473,15 +500,36 @@ def train_once(
         return 0, {entry["epoch"]: entry["metrics"] for entry in place["history"]}
 
 
-def check_same_run(folder: Path, run: Run) -> None:
+def check_same_run(folder: Path, launch: Launch, run: Run, store_hash: str) -> None:
     """Refuse to go on in a folder where another run was trained; write down which one is trained there."""
+    from search_spaces.schema import UNCHANGED_BY, dotted
     from trainables.files import write_atomically
     from trainables.study import StudyError
 
-    path, content = folder / "run.json", run.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
-    if path.exists() and path.read_bytes() != content:
-        raise StudyError(f"{folder} holds a run with another configuration (run.json): type another study_dir=DIR")
-    write_atomically(path, content)
+    tree = run.model_dump(mode="json", by_alias=True)
+    tree["data"] = {key: value for key, value in tree["data"].items() if key not in UNCHANGED_BY}
+    del tree["task"]["encoder"]
+    search = {"metric": launch.search.metric, "direction": launch.search.direction}
+    now = {**tree, "search": search, "store": store_hash}
+    path = folder / "run.json"
+    if path.exists():
+        before = dotted(json.loads(path.read_bytes()))
+        differing = [key for key, value in dotted(now).items() if before.get(key) != value]
+        if differing or before.keys() != dotted(now).keys():
+            raise StudyError(
+                f"{folder} holds a run with another configuration (run.json: "
+                f"{', '.join(differing[:3]) or 'other keys'}): type another study_dir=DIR"
+            )
+    write_atomically(path, json.dumps(now, indent=2).encode() + b"\n")
+
+
+def gpus_here(launch: Launch) -> float:
+    """GPUs for what this process computes itself: as each worker of a trial would have, as far as there are any."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    return 1.0 if launch.cluster.gpus_per_worker == "auto" else launch.cluster.gpus_per_worker
 
 
 def evaluate(launch: Launch, console: Console) -> int:
@@ -489,21 +537,23 @@ def evaluate(launch: Launch, console: Console) -> int:
     from reports.evaluate import evaluate_checkpoint, write_predictions
     from reports.folder import read_predictions
     from reports.metrics import figures_of_split
-    from trainables.checkpoint import load
+    from trainables.checkpoint import load, weights_digest
     from trainables.files import write_atomically
-    from trainables.recordings import open_recordings, rows_of_fold
+    from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
 
     assert launch.checkpoint is not None
     folder = Path(launch.checkpoint)
     checkpoint = load(folder)
     store = open_store(launch, console)
-    recordings = open_recordings(launch.run, store.path)
-    split, rows = rows_of_fold(recordings, launch.data, launch.evaluate.fold)
-    predictions = evaluate_checkpoint(checkpoint, folder, recordings, rows, split, Workers.of_this_process(num_gpus=1))
+    labels = checkpoint.labels_in(store, launch.task.labels)
+    split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
+    workers = Workers.of_this_process(num_gpus=gpus_here(launch))
+    predictions = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, workers)
     name = f"{launch.data.name}_{launch.evaluate.fold}"
     saved = folder / "evaluations" / f"{name}.parquet"
-    write_predictions(saved, predictions)
+    made_by = {"trial": checkpoint.description.get("trial"), "digest": weights_digest(folder)}
+    write_predictions(saved, predictions, made_by)
     found = figures_of_split(
         read_predictions(saved, launch.data.test_folds),
         split,
@@ -514,6 +564,9 @@ def evaluate(launch: Launch, console: Console) -> int:
     write_atomically(path, json.dumps(found, indent=2).encode() + b"\n")
     for metric in ("auroc_macro", "auprc_macro"):
         interval = found[metric]
+        if interval["value"] is None:
+            console.print(f"{name} {metric}: none, {interval['reason']}", markup=False)
+            continue
         bounds = "" if interval["low"] is None else f" [{interval['low']:.4f}, {interval['high']:.4f}]"
         console.print(f"{name} {metric} {interval['value']:.4f}{bounds}", markup=False)
     console.print(f"figures: {path}", markup=False)
@@ -559,21 +612,12 @@ def prepare(launch: Launch, console: Console) -> int:
 
 def fetch(launch: Launch, console: Console) -> None:
     """Download PTB-XL to data.root; what is there and whole is not fetched again."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from data.download import PTB_XL_URL, download
 
     if launch.data.name != "ptb_xl" or launch.data.root is None:
         raise ChoiceError("data.download=true fetches PTB-XL: it needs data=ptb_xl and data.root=DIR to put it in")
-    columns = (TextColumn("downloading PTB-XL"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        download(
-            PTB_XL_URL,
-            Path(launch.data.root),
-            rates=[launch.data.source_rate_hz],
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with progress_bar("downloading PTB-XL", console) as progress:
+        download(PTB_XL_URL, Path(launch.data.root), rates=[launch.data.source_rate_hz], progress=progress)
 
 
 def report(launch: Launch, console: Console) -> int:

@@ -73,7 +73,7 @@ def publish(figures: Sequence[Figure], json_file: Path | None) -> None:
 
 
 def line(figure: Figure) -> str:
-    """One figure as text, e.g. `in_process: 0.34 s/trial (nested: 24, ratio 71, target 0.5)`."""
+    """One figure as text, e.g. `in_process: 0.34 s/trial (baseline 24, ratio 71, target 0.5)`."""
     compared = {"baseline": figure.baseline, "ratio": figure.ratio, "target": figure.target}
     said = ", ".join(f"{name} {value:.3g}" for name, value in compared.items() if value is not None)
     return f"{figure.name}: {figure.value:.4g} {figure.unit}" + (f" ({said})" if said else "")

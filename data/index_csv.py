@@ -6,12 +6,17 @@ fs_col, label_col), with patients, folds and units added. Shapes: C leads, T sam
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import lzma
 import math
 import os
 import pickle
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +46,9 @@ class IndexCsv:
 
     The table is either `csv` with a `fold_column`, or any of `train_csv`, `valid_csv` and `test_csv`, whose records
     get the folds 1, 9 and 10. Of `label_columns`, one column of class names or numbers makes the single-label
-    protocol `labels`, several columns of 0 and 1 the multi-label one; empty cells leave a record unlabelled. Arrays
-    are (C, T); in .csv files columns are leads, and a header that names leads is believed before `leads`.
+    protocol `labels`, several columns of 0 and 1 the multi-label one; empty cells leave a record unlabelled. A
+    cell is empty only where nothing is in it: `NA` and `None` are texts like any other. Arrays are (C, T); in .csv
+    files columns are leads, and a header that names leads is believed before `leads`.
 
     Attributes:
         root: folder that the others start from; may be None if they are absolute.
@@ -120,7 +126,8 @@ class IndexCsv:
             array, header = _READ_OF_SUFFIX[path.suffix.lower()](path)
         except _UNREADABLE as error:
             told = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise RecordError(f"record {name}: {path} cannot be read: {told}: replace the file") from error
+            reason = " ".join(str(told).split()) or type(error).__name__  # one line, and never none
+            raise RecordError(f"record {name}: {path} cannot be read: {reason}: replace the file") from error
         try:
             leads = tuple(lead_name(lead) for lead in (self.leads if header is None else header))
         except DataError as error:
@@ -131,8 +138,9 @@ class IndexCsv:
                 f"record {name}: {path} must hold numbers of shape ({len(leads)}, T) for the leads "
                 f"{', '.join(leads)}, got {array.dtype} of shape {array.shape}: correct data.reader.leads or the file"
             )
-        signal_mv = array.astype(np.float64) * MV_OF_UNIT[self.unit.casefold()]
-        return Record(name, signal_mv.astype(np.float32), float(row["rate_hz"]), leads)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused, by lead, with the record
+            signal_mv = (array.astype(np.float64) * MV_OF_UNIT[self.unit.casefold()]).astype(np.float32)
+        return Record(name, signal_mv, float(row["rate_hz"]), leads)
 
     def protocols(self) -> dict[str, LabelProtocol]:
         """The one protocol `labels` that the label columns make; none without them.
@@ -209,8 +217,11 @@ class IndexCsv:
 
     def _read_table(self, path: Path, fold: int | None) -> pd.DataFrame:
         try:
-            # every cell as text: identifiers keep their leading zeros, and errors can quote what was there
-            cells = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+            # every cell as text: identifiers keep their leading zeros, and errors can quote what was there; pandas'
+            # own words for nothing ("None", "NA", "null") may be classes and patients here
+            cells = pd.read_csv(
+                path, dtype=str, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False, na_values=[""]
+            )
         except (OSError, ValueError) as error:
             told = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
             raise DataError(f"the index {path} cannot be read as a table: {told}: correct data.reader") from error
@@ -366,8 +377,10 @@ def _read_npz(path: Path) -> tuple[_Array, None]:
 
 def _read_csv(path: Path) -> tuple[_Array, list[str] | None]:
     """Columns are leads; a first line that is not numbers names them."""
-    with path.open(encoding="utf-8-sig") as file:
-        first = [cell.strip() for cell in file.readline().split(",")]
+    with path.open(encoding="utf-8-sig", newline="") as file:  # newline as the csv module asks for
+        lines = csv.reader(file, skipinitialspace=True)
+        first = next((cells for cells in lines if any(cells)), [])  # pandas skips blank lines, too
+    first = [cell.strip() for cell in first]
     named = not all(_is_number(cell) for cell in first)
     table = pd.read_csv(path, header=0 if named else None, encoding="utf-8-sig", skipinitialspace=True)
     return table.to_numpy().T, first if named else None
@@ -436,7 +449,14 @@ _UNREADABLE = (
     ImportError,
     OverflowError,
     MemoryError,
-    RecursionError,
+    RuntimeError,  # an .npz that claims to be encrypted; also NotImplementedError and RecursionError
+    SyntaxError,  # numpy parses the header of an .npy as Python
+    tokenize.TokenError,  # so it does
+    SystemError,  # of numpy, on the state of a pickled dtype
+    csv.Error,
+    struct.error,
     zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
     pickle.UnpicklingError,
 )

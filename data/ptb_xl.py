@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,9 +279,15 @@ def _read_other_wfdb(path: Path, record_id: str) -> Record:
     return Record(record_id, signal_mv, float(record.fs), _standard_leads(record.sig_name, record_id, path))
 
 
-def _standard_leads(names: list[str], record_id: str, path: Path) -> tuple[str, ...]:
+def _standard_leads(names: Sequence[str | None], record_id: str, path: Path) -> tuple[str, ...]:
+    given = [name for name in names if name]
+    if len(given) < len(names):  # wfdb gives None where a header is cut off or garbled
+        raise RecordError(
+            f"record {record_id}: {path}.hea must name the lead of each of its {len(names)} signals, got a name for "
+            f"{len(given)}: fetch it again"
+        )
     try:
-        return tuple(lead_name(name) for name in names)
+        return tuple(lead_name(name) for name in given)
     except DataError as error:
         raise RecordError(f"record {record_id}: {path}.hea: {error}") from error
 

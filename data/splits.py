@@ -19,8 +19,16 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a store's index, ascending; no patient is in two of them."""
+    """Rows of a store's index, ascending; no patient is in two of train, valid and test.
 
+    Attributes:
+        pretrain: all records of the training patients, for what learns without labels.
+        train: those of them that are labelled.
+        valid: labelled records of the validation patients.
+        test: labelled records of the test patients.
+    """
+
+    pretrain: Rows
     train: Rows
     valid: Rows
     test: Rows
@@ -28,7 +36,7 @@ class Split:
 
 def split(
     index: pd.DataFrame,
-    labels: Labels | None,
+    labels: Labels,
     *,
     train_folds: Sequence[int],
     valid_folds: Sequence[int],
@@ -41,33 +49,61 @@ def split(
 
     Args:
         index: with the columns fold and patient_id.
-        labels: of the rows of `index`; rows that are not labelled are left out. None keeps every row.
+        labels: of the rows of `index`; rows that are not labelled are for pre-training alone.
         train_folds: folds to train on.
         valid_folds: folds to validate on.
         test_folds: folds that the final evaluation alone opens.
-        max_train_patients: how many training patients to keep, drawn by `seed`; all of them where None. A larger
-            number keeps every patient that a smaller one keeps.
-        max_valid_patients: the same for validation.
+        max_train_patients: how many training patients to keep, labelled or not, drawn by `seed`; all of them where
+            None. A larger number keeps every patient that a smaller one keeps.
+        max_valid_patients: the same for validation, among those with a labelled record.
         seed: of the two draws.
 
     Raises:
         DataError: if a fold does not exist, a part is empty, a patient is in two parts, or a class is carried by
             none or by all of the training records.
     """
-    assert labels is None or len(labels.labelled) == len(index), "labels must be those of the index"
     folds = {"train_folds": train_folds, "valid_folds": valid_folds, "test_folds": test_folds}
     rows = {key: _rows_of_folds(index, labels, key, chosen) for key, chosen in folds.items()}
     patients = index["patient_id"].to_numpy(dtype=object)
     _check_disjoint(patients, rows)
-    train = _subsample(patients, rows["train_folds"], max_train_patients, (seed, TRAIN))
-    valid = _subsample(patients, rows["valid_folds"], max_valid_patients, (seed, VALID))
-    if labels is not None and (absent := absent_classes(labels, train)):
+    pretrain = _subsample(patients, rows["train_folds"], max_train_patients, (seed, TRAIN))
+    train = pretrain[labels.labelled[pretrain]]
+    if absent := absent_classes(labels, train):
         raise DataError(
             f"{len(absent)} of {len(labels.classes)} classes of {labels.protocol} cannot be learnt, none or all of the "
             f"{len(train)} training records carry them: {', '.join(absent)}; leave them out with task.classes, or "
             f"widen data.train_folds or data.max_train_patients (now {max_train_patients})"
         )
-    return Split(train, valid, rows["test_folds"])
+    valid = valid_rows(index, labels, valid_folds, max_patients=max_valid_patients, seed=seed)
+    return Split(pretrain, train, valid, labelled_rows(index, labels, "test_folds", test_folds))
+
+
+def labelled_rows(index: pd.DataFrame, labels: Labels, key: str, folds: Sequence[int]) -> Rows:
+    """The labelled rows of some folds, ascending.
+
+    Args:
+        index: with the column fold.
+        labels: of its rows.
+        key: of `data`, for messages.
+        folds: which.
+
+    Raises:
+        DataError: if a fold does not exist, or none of its records is labelled.
+    """
+    rows = _rows_of_folds(index, labels, key, folds)
+    return rows[labels.labelled[rows]]
+
+
+def valid_rows(
+    index: pd.DataFrame, labels: Labels, folds: Sequence[int], *, max_patients: int | None, seed: int
+) -> Rows:
+    """The rows to validate on, as `split` chooses them.
+
+    Raises:
+        DataError: as `labelled_rows`.
+    """
+    rows = labelled_rows(index, labels, "valid_folds", folds)
+    return _subsample(index["patient_id"].to_numpy(dtype=object), rows, max_patients, (seed, VALID))
 
 
 def absent_classes(labels: Labels, rows: Rows) -> list[str]:
@@ -76,21 +112,20 @@ def absent_classes(labels: Labels, rows: Rows) -> list[str]:
     return [name for name, count in zip(labels.classes, positives, strict=True) if count in (0, len(rows))]
 
 
-def _rows_of_folds(index: pd.DataFrame, labels: Labels | None, key: str, folds: Sequence[int]) -> Rows:
+def _rows_of_folds(index: pd.DataFrame, labels: Labels, key: str, folds: Sequence[int]) -> Rows:
+    """All rows of some folds, of which one at least is labelled."""
+    assert len(labels.labelled) == len(index), "labels must be those of the index"
     fold_of_row = index["fold"].to_numpy(dtype=np.int64)
     existing = np.unique(fold_of_row).tolist()
     if unknown := sorted(set(folds) - set(existing)):
         raise DataError(f"data.{key} names folds that no record is in: {unknown}; the folds that exist are {existing}")
     chosen = np.isin(fold_of_row, list(folds))
-    rows = np.flatnonzero(chosen if labels is None else chosen & labels.labelled)
-    if not len(rows):
-        found = f"{chosen.sum()} records, none of them labelled" if labels is not None and chosen.any() else "no record"
-        where = f" under {labels.protocol}" if labels is not None and chosen.any() else ""
+    if not (chosen & labels.labelled).any():
         raise DataError(
-            f"data.{key}={list(folds)} must hold at least one usable record, got {found}{where}: choose other folds "
-            f"(there are {existing}) or another task.labels"
+            f"data.{key}={list(folds)} must hold at least one record that is labelled under {labels.protocol}, got "
+            f"{chosen.sum()} without: choose other folds (there are {existing}) or another task.labels"
         )
-    return rows
+    return np.flatnonzero(chosen)
 
 
 def _check_disjoint(patients: NDArray[np.object_], rows: dict[str, Rows]) -> None:

@@ -44,6 +44,13 @@ FORMAT_VERSION = 1
 MV_PER_UNIT = 0.001
 """1 uV, the unit in which PTB-XL is published: its records are kept to the bit where nothing is filtered."""
 
+MAX_CLIPPED_SHARE = 0.01
+"""Of a record's samples beyond the int16 range. Spikes of electrodes and pacemakers are rarer; an ECG in uV that is
+taken for mV has its QRS complexes, a tenth of the time, beyond it."""
+MIN_VARIATION_MV = 0.01
+"""Peak to peak of the lead that varies most. A low-voltage ECG has 0.5 mV; an ECG in V that is taken for mV has some
+0.002, two units of the store."""
+
 _CHUNK_RECORDS = 64
 _MIN_RECORDS_FOR_PROCESSES = 2000  # below, starting processes costs more than they save
 _INDEX_SCHEMA = pa.schema(
@@ -365,14 +372,37 @@ def _prepare_row(reader: Reader, preparation: Preparation, row: Mapping[str, Any
     try:
         record = reader.read(row)
         signal_mv = prepare_signal(record, preparation)
+        units, num_clipped = _units_of(signal_mv, record.record_id)
     except RecordError as error:
         return _Prepared(None, reason=str(error))
     source = _pick_leads(record, preparation)
     flat = [name for name, lead in zip(preparation.leads, source, strict=True) if np.ptp(lead) == 0]
-    units = np.rint(signal_mv / np.float32(MV_PER_UNIT))
+    return _Prepared(units, ",".join(flat), num_clipped)
+
+
+def _units_of(signal_mv: NDArray[np.float32], record_id: str) -> tuple[NDArray[np.int16], int]:
+    """(C, T) mV in the units of a store, and how many samples were clipped to their range.
+
+    Raises:
+        RecordError: if so many are beyond the range, or so little varies, that the source's unit must be wrong; a store
+            would hold nothing else of such a record.
+    """
     limits = np.iinfo(np.int16)
-    clipped = int(((units < limits.min) | (units > limits.max)).sum())
-    return _Prepared(units.clip(limits.min, limits.max).astype("<i2"), ",".join(flat), clipped)
+    units = np.rint(signal_mv / np.float32(MV_PER_UNIT))
+    num_clipped = int(((units < limits.min) | (units > limits.max)).sum())
+    cure = "correct the unit of the source (data.reader.unit, if the reader has one) or leave the record out"
+    if num_clipped > MAX_CLIPPED_SHARE * units.size:
+        raise RecordError(
+            f"record {record_id}: at most {MAX_CLIPPED_SHARE:.0%} of its samples may lie beyond "
+            f"{limits.max * MV_PER_UNIT:g} mV, got {num_clipped / units.size:.2%}: {cure}"
+        )
+    variation_mv = float(np.ptp(signal_mv, axis=-1).max())
+    if variation_mv < MIN_VARIATION_MV:
+        raise RecordError(
+            f"record {record_id}: at least one lead must vary by {MIN_VARIATION_MV:g} mV from peak to peak after "
+            f"filtering, got at most {variation_mv:.2g} mV: {cure}"
+        )
+    return units.clip(limits.min, limits.max).astype("<i2"), num_clipped
 
 
 class _Build:

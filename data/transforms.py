@@ -356,7 +356,10 @@ class LeadSubset(Transform):
     def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """(b, C, T) -> (b, C, T); ValueError where C is not the number of `leads`."""
         if signal.shape[1] != len(self.leads):
-            raise ValueError(f"the signal must have the {len(self.leads)} leads that are named, got {signal.shape[1]}")
+            raise ValueError(
+                f"leads must name each lead of the signal, got {len(self.leads)} names for {signal.shape[1]} leads: "
+                f"name those of data.leads, in their order"
+            )
         masked = torch.tensor([name not in self._kept_names for name in self.leads], device=signal.device)
         return signal.masked_fill(masked[:, None], 0)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
@@ -24,6 +25,8 @@ PREDICTIONS = {
     "default_configuration": "predictions_default_configuration.parquet",
 }
 """Model -> file under report/ that holds its predictions."""
+MADE_BY = b"heartsweep.made_by"
+"""Key of such a file's metadata: JSON of the trial and the digest of the weights that made it."""
 TRIAL_COLUMNS = ("number", "state", "value", "epochs", "seconds", "reason")
 """Columns of trials.parquet that are not parameters."""
 
@@ -73,6 +76,8 @@ class Predictions:
     """(n, K) 0 or 1."""
     scores: NDArray[np.float64]
     """(n, K) probabilities."""
+    made_by: dict[str, Any] = field(default_factory=dict)
+    """{"trial", "digest"} of the model; empty where the file does not say."""
 
     def of_split(self, split: str) -> Predictions:
         """The records of one split; there may be none."""
@@ -97,7 +102,7 @@ class Study:
     """A study's folder, read."""
 
     name: str
-    """What commands call the folder: `study_dir` of its configuration, else the folder's own name."""
+    """`study_dir` of its configuration, else the folder's own name."""
     config: dict[str, Any]
     events: tuple[dict[str, Any], ...]
     num_unreadable_events: int
@@ -108,7 +113,9 @@ class Study:
     default: dict[str, Any]
     """The same of the default configuration."""
     predictions: dict[str, Predictions] = field(repr=False)
-    """By the keys of PREDICTIONS, those that have been made."""
+    """By the keys of PREDICTIONS, those that have been made; never another trial's for the best one's."""
+    outdated: int | None = None
+    """The trial that predictions.parquet was made by where another one has become the best since."""
 
     def setting(self, dotted: str, otherwise: Any = None) -> Any:
         """A value of the configuration by its dotted name."""
@@ -154,17 +161,23 @@ def read_study(study_dir: Path) -> Study:
     config = _read_yaml(study_dir / "study.yaml")
     events, num_unreadable = _read_events(study_dir / "events.jsonl")
     checkpoints = study_dir / "checkpoints"
+    best = _read_checkpoint(checkpoints / "best_1" / "checkpoint.json")
     test_folds = at_path(config, "data.test_folds", [])
     files = {model: study_dir / "report" / name for model, name in PREDICTIONS.items()}
+    predictions = {model: read_predictions(path, test_folds) for model, path in files.items() if path.exists()}
+    outdated = None
+    if "best" in predictions and predictions["best"].made_by.get("trial", best.get("trial")) != best.get("trial"):
+        outdated = predictions.pop("best").made_by["trial"]
     return Study(
         name=str(config.get("study_dir") or study_dir.resolve().name),
         config=config,
         events=tuple(events),
         num_unreadable_events=num_unreadable,
         trials=_trials(study_dir / "trials.parquet", events, metric=at_path(config, "search.metric", "val/auroc")),
-        best=_read_checkpoint(checkpoints / "best_1" / "checkpoint.json"),
+        best=best,
         default=_read_checkpoint(checkpoints / "default" / "checkpoint.json"),
-        predictions={model: read_predictions(path, test_folds) for model, path in files.items() if path.exists()},
+        predictions=predictions,
+        outdated=outdated,
     )
 
 
@@ -178,7 +191,7 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
     Raises:
         ValueError: if a column is missing, an id repeats, or a label or probability is not a number of its kind.
     """
-    table = _read_parquet(path)
+    table, made_by = _read_parquet(path), _made_by(path)
     classes = tuple(column[2:] for column in table.columns if column.startswith("y_"))
     needed = ["record_id", "patient_id", "fold", *(f"p_{name}" for name in classes)]
     if missing := [column for column in needed if column not in table.columns]:
@@ -203,7 +216,14 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
         splits=splits.to_numpy(dtype=str),
         targets=targets,
         scores=scores,
+        made_by=made_by,
     )
+
+
+def _made_by(path: Path) -> dict[str, Any]:
+    content = (pq.read_schema(path).metadata or {}).get(MADE_BY, b"{}")
+    made_by: dict[str, Any] = json.loads(content)
+    return made_by
 
 
 def at_path(tree: Any, dotted: str, otherwise: Any = None) -> Any:

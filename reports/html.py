@@ -6,7 +6,6 @@ Each section is a template of its own; this module prepares what they show and w
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ from markupsafe import Markup, escape
 
 from reports import charts
 from reports.charts import Axis
-from reports.folder import Study, Trial
+from reports.folder import Study
 
 MODELS = {
     "best": "Best trial",
@@ -76,7 +75,9 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
         curve_data=curve_data(study),
         trials=trial_rows(study),
         outcomes=outcomes(study),
-        commands=commands(study),
+        compared=compared(metrics),
+        repeatable=repeatable(study),
+        workers=int(study.setting("cluster.workers_per_trial", 1) or 1),
         provenance=provenance(study),
         cautions=cautions(study, metrics),
         few_patients=FEW_PATIENTS,
@@ -168,7 +169,8 @@ def listed(names: Iterable[Any]) -> str:
 
 def title(study: Study) -> str:
     """Search and data set."""
-    return f"{study.setting('search.name', study.name)} on {study.setting('data.name', 'unnamed data')}"
+    name = study.setting("search.name", Path(study.name).name)  # a whole path would be its author's
+    return f"{name} on {study.setting('data.name', 'unnamed data')}"
 
 
 def facts(study: Study, metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -344,16 +346,18 @@ def _short_names(names: list[str]) -> list[str]:
     return names
 
 
-def commands(study: Study) -> dict[str, str]:
-    """What to type to do things again."""
-    folder = shlex.quote(f"study_dir={study.name}")
-    best: Trial | None = study.best_trial
-    return {
-        "trial": f"python launch.py command=train {folder} trial={best.number if best else 0}",
-        "evaluate": f"python launch.py command=evaluate {shlex.quote(f'checkpoint={study.name}/checkpoints/best_1')}",
-        "report": f"python launch.py command=report {folder}",
-        "folder": f"{study.name}/checkpoints/best_1",
-    }
+def compared(metrics: dict[str, Any]) -> str:
+    """Which trials the best one is the best of: only those that ran to their end take part."""
+    search = metrics["search"]
+    return f"the {counted(search['states'].get('COMPLETE', 0), 'completed trial')} of {search['num_trials']}"
+
+
+def repeatable(study: Study) -> bool:
+    """Whether the best trial, or trial 0 where there is none, can be trained alone: on no other trial's weights."""
+    taken_over = {event.get("trial") for event in study.of_event("exploit")}
+    if study.best.get("exploits"):
+        taken_over.add(study.best.get("trial"))
+    return (study.best_trial.number if study.best_trial else 0) not in taken_over
 
 
 def provenance(study: Study) -> list[tuple[str, str]]:
@@ -378,11 +382,18 @@ def provenance(study: Study) -> list[tuple[str, str]]:
 def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
     """What in this study limits what its figures mean; only what applies."""
     found = []
-    if "test" not in metrics["best"]:
-        found.append("The best trial has not been evaluated on the test fold: there is no figure to quote yet.")
-    if metrics["test_fold_openings"] > len(study.predictions) > 0:
+    if study.outdated is not None:
         found.append(
-            f"The test fold was opened {metrics['test_fold_openings']} times for {len(study.predictions)} models:"
+            f"Trial {study.best['trial']} has become the best since trial {study.outdated} was evaluated on the test"
+            " fold, whose figures are not shown for it: the line that searched, typed again, evaluates it."
+        )
+    elif "test" not in metrics["best"]:
+        found.append("The best trial has not been evaluated on the test fold: there is no figure to quote yet.")
+    # the best trial may be the default configuration: two files by one model
+    num_models = len({of.made_by.get("digest", name) for name, of in study.predictions.items()})
+    if metrics["test_fold_openings"] > num_models > 0:
+        found.append(
+            f"The test fold was opened {metrics['test_fold_openings']} times for {counted(num_models, 'model')}:"
             " figures seen before a choice was made are no longer untouched by it."
         )
     recomputed = metrics["best"].get("valid", {}).get("auroc_macro", {}).get("value")

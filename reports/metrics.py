@@ -149,8 +149,14 @@ def _refuse_other_records(best: Predictions, other: Predictions, model: str) -> 
 
 
 def _openings(study: Study) -> dict[str, Any]:
-    keys = ("time", "model", "records")
-    openings = [{key: event.get(key) for key in keys} for event in study.of_event("test_fold_opened")]
+    """Passes over the study's own test fold; one over other recordings, with a checkpoint of the study, is none."""
+    keys = ("time", "model", "trial", "records")
+    stores = {event.get("store") for event in study.of_event("study_started")}
+    openings = [
+        {key: event.get(key) for key in keys}
+        for event in study.of_event("test_fold_opened")
+        if not stores or event.get("store") is None or event["store"] in stores
+    ]
     return {"test_fold_openings": len(openings), "openings": openings}
 
 

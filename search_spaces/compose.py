@@ -266,14 +266,14 @@ def recompose(line: Line, stored: Mapping[str, Any]) -> Composed:
 
     Args:
         line: may name what changes no result: the command, paths, cluster, tracking; and for command=evaluate other
-            recordings, which are then prepared as the model asks.
+            recordings and their label protocol, which are then prepared as the model asks.
         stored: trees by their top-level keys; what it lacks comes from the defaults.
 
     Raises:
         ChoiceError: if something else is typed.
     """
     evaluates = line.values.get("command") == "evaluate"
-    _refuse_what_is_stored(line, evaluates=evaluates)
+    _refuse_what_is_stored(line, dotted(stored), evaluates=evaluates)
     config, choices = _hydra(line.groups, line.config_dir)
     tree = _plain(config) | {"options": {}}
     for key, value in copy.deepcopy(dict(stored)).items():
@@ -292,17 +292,19 @@ def recompose(line: Line, stored: Mapping[str, Any]) -> Composed:
     return Composed(tree, [], choices)
 
 
-def _refuse_what_is_stored(line: Line, *, evaluates: bool) -> None:
-    """Only what changes no result may be typed beside a stored configuration."""
+def _refuse_what_is_stored(line: Line, stored: Mapping[str, Any], *, evaluates: bool) -> None:
+    """Only what changes no result may be typed beside a stored configuration, or what it holds already."""
     for group, option in line.groups.items():
         if group not in ("cluster", "tracking") and not (evaluates and group == "data"):
             raise ChoiceError(
                 f"{group}={option}: cannot be chosen, the configuration is that of the study or checkpoint"
             )
-    for key in line.values:
+    for key, value in line.values.items():
         head, _, rest = key.partition(".")
         place = head == "data" and (rest in UNCHANGED_BY or (evaluates and rest not in PREPARATION))
-        if head not in NOT_OF_THE_RUN and not place:
+        labels = evaluates and key == "task.labels"  # of other recordings; they must have the model's classes
+        known = key in stored and stored[key] == value
+        if not (head in NOT_OF_THE_RUN or place or labels or known):
             raise ChoiceError(f"{key}: cannot be changed, the configuration is the study's or the checkpoint's")
 
 

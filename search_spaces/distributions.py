@@ -118,7 +118,7 @@ class Space:
         for leaf in self.leaves:
             if leaf.holds(values):
                 values[leaf.key] = default_of(leaf.key, tree)
-        return {key: encoded(value) for key, value in values.items()}
+        return {leaf.key: _as_kept(leaf, values[leaf.key]) for leaf in self.leaves if leaf.key in values}
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """A trial's parameters as Optuna keeps them, decoded: what `ask` returned for it."""
@@ -397,6 +397,13 @@ def _suggest(trial: BaseTrial, leaf: Leaf) -> Any:
     return trial.suggest_categorical(leaf.key, distribution.choices)
 
 
+def _as_kept(leaf: Leaf, value: Any) -> Any:
+    """A value as Optuna keeps it: of equal choices the one that is listed ([0, 0.9] where the run has [0.0, 0.9])."""
+    choices = leaf.distribution.choices if isinstance(leaf.distribution, CategoricalDistribution) else ()
+    listed = isinstance(value, list | dict)
+    return next((choice for choice in choices if listed and decoded(choice) == value), encoded(value))
+
+
 def _grid_values(leaf: Leaf) -> list[Any]:
     distribution = leaf.distribution
     if isinstance(distribution, CategoricalDistribution):
@@ -461,9 +468,16 @@ def run_with(launch: Launch, values: Mapping[str, Any]) -> Run:
     Args:
         launch: the study's.
         values: the trial's choices by dotted key, decoded.
+
+    Raises:
+        ChoiceError: if they cannot go together.
     """
     changed = apply(launch.model_dump(mode="json", by_alias=True), values, launch.options)
-    return Run.model_validate({key: changed[key] for key in Run.model_fields})
+    tree = {key: changed[key] for key in Run.model_fields}
+    try:
+        return Run.model_validate(tree)
+    except ValidationError as error:
+        raise ChoiceError(problems(error, tree)) from error
 
 
 # ---- checking against the run ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.labels import read_labels
 from data.record import DataError
 from models.classifier import Classifier
 from search_spaces.distributions import parse
@@ -27,7 +28,7 @@ TIMED_STEPS = 2  # after one that warms up
 class Estimate:
     """The cost of a search of which no trial is stopped early."""
 
-    num_records: int
+    num_records: int  # to train on, labelled or not
     trial_seconds: float
     num_trials: int
     search_seconds: float
@@ -37,22 +38,22 @@ class Estimate:
 
 def estimate(launch: Launch) -> Estimate | None:
     """Time a few steps here and multiply; None where the recordings cannot be counted yet."""
-    num_records = _training_records(launch)
-    if num_records is None:
+    counted = _training_records(launch)
+    if counted is None:
         return None
     run, cluster = launch.run, launch.cluster
     device = torch.device("cuda" if _gpus_per_worker(cluster) > 0 else "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(cluster.cpus_per_worker)
     try:
-        alone = sum(_stages(run, num_records, device))
+        alone = sum(_stages(run, *counted, device))
     finally:
         torch.set_num_threads(threads)
     at_a_time = _at_a_time(cluster)
     trial_seconds = alone / cluster.workers_per_trial
     trials = len(parse(launch.space).grid()) if launch.sampler.name == "grid" else launch.search.num_trials
     return Estimate(
-        num_records=num_records,
+        num_records=counted[0],
         trial_seconds=trial_seconds,
         num_trials=trials,
         search_seconds=trial_seconds * -(-trials // at_a_time),
@@ -79,19 +80,22 @@ def _at_a_time(cluster: Cluster) -> int:
     return max(1, int(room + 1e-9))
 
 
-def _training_records(launch: Launch) -> int | None:
-    data = launch.data
+def _training_records(launch: Launch) -> tuple[int, int] | None:
+    """Training records, and the labelled ones among them."""
+    data, task = launch.data, launch.task
     try:
-        table = reader_of(data).table()
-    except DataError:
+        reader = reader_of(data)
+        table, protocol = reader.table(), reader.protocols()[task.labels]
+    except (DataError, KeyError):
         return None
     train = table[table["fold"].isin(data.train_folds)]
     patients = train["patient_id"].nunique()
     share = 1.0 if data.max_train_patients is None else min(1.0, data.max_train_patients / max(patients, 1))
-    return round(len(train) * share)
+    labelled = read_labels(train["codes"].tolist(), protocol, task.classes).labelled.sum()
+    return round(len(train) * share), round(float(labelled) * share)
 
 
-def _stages(run: Run, num_records: int, device: torch.device) -> Iterator[float]:
+def _stages(run: Run, num_records: int, num_labelled: int, device: torch.device) -> Iterator[float]:
     """Seconds of each stage; the probe and the validation are within the error of this estimate."""
     pretext = build_pretext(run).to(device)
     if run.task.stages != "finetune":
@@ -104,7 +108,7 @@ def _stages(run: Run, num_records: int, device: torch.device) -> Iterator[float]
         frozen = second.mode == "linprobe"  # every record goes through the encoder once; the head costs nothing
         classifier.encoder.requires_grad_(not frozen)
         epochs = 1 if frozen else second.num_epochs
-        yield _seconds(run, second, num_records, device, lambda signal: classifier(signal).square().mean()) * epochs
+        yield _seconds(run, second, num_labelled, device, lambda signal: classifier(signal).square().mean()) * epochs
 
 
 def _batch_size(stage: Stage, num_records: int) -> int:

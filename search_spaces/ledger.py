@@ -25,13 +25,15 @@ from search_spaces.distributions import Space, encoded, written
 from search_spaces.journal import open_study
 from search_spaces.population import donor_for, explored
 from search_spaces.samplers import make_sampler
-from search_spaces.schedulers import Policy
+from search_spaces.schedulers import Policy, exploit_epochs
 from search_spaces.schema import Launch
 from trainables import retention
 from trainables.files import write_atomically
 from trainables.settings import Run
 from trainables.state import LAST, best_path, copy_state, drop_state, read_place
 from trainables.study import StudyError, StudyFolder
+
+MAX_REASON = 500  # characters of a reason that are kept
 
 
 @dataclass
@@ -111,6 +113,9 @@ class Ledger:
         self._sampler, self._scheduler, self._seed = launch.sampler, launch.scheduler, launch.seed
         self._space = space
         self._policy = policy
+        self.exploit_epochs = (
+            exploit_epochs(launch.task, launch.scheduler.interval_epochs) if launch.scheduler.name == "pbt" else ()
+        )
         self._describe = describe
         self._maximize = launch.search.direction == "maximize"
         self._devices = launch.cluster.workers_per_trial
@@ -178,17 +183,29 @@ class Ledger:
         Raises:
             StorageError: if it cannot be written down.
         """
-        num_handed_out = len(self.trials) - len(self._waiting)
-        if num_handed_out >= self.num_trials or self.used_up:
+        while len(self.trials) - len(self._waiting) < self.num_trials and not self.used_up:
+            if self._waiting:
+                trial = self.trials[self._waiting[0]]
+                self.folder.record("trial_resumed", trial=trial.number, epoch=trial.epoch)
+                self._waiting.pop(0)
+            else:
+                self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self.trials))
+                trial = self._start(self._study.ask())
+            run = self._feasible_run(trial)
+            if run is not None:
+                return trial, run
+        return None
+
+    def _feasible_run(self, trial: TrialRecord) -> Run | None:
+        """A trial's run; None where its choices cannot go together, with which it has ended.
+
+        Each was tried with the others' defaults before the study began; what two of them make together is seen here.
+        """
+        try:
+            return self.make_run(trial.params)
+        except ValueError as error:
+            self.end(trial.number, "PRUNED", f"infeasible: {' '.join(str(error).split())}"[:MAX_REASON])
             return None
-        if self._waiting:
-            trial = self.trials[self._waiting[0]]
-            self.folder.record("trial_resumed", trial=trial.number, epoch=trial.epoch)
-            self._waiting.pop(0)
-            return trial, self.make_run(trial.params)
-        self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self.trials))
-        trial = self._start(self._study.ask())
-        return trial, self.make_run(trial.params)
 
     def _start(self, asked: optuna.Trial) -> TrialRecord:
         params = self._space.ask(asked)
@@ -271,20 +288,28 @@ class Ledger:
         assert self._scheduler.name == "pbt"
         trial = self.trials[number]
         worth = {
-            other.number: other.objective if self._maximize else -other.objective
+            other.number: value if self._maximize else -value
             for other in self.trials.values()
-            if other.state == "RUNNING" and other.epoch >= trial.epoch and other.objective is not None
+            if other.state == "RUNNING"
+            and (value := self._frozen(other).intermediate_values.get(trial.epoch)) is not None
         }
         draw = np.random.default_rng([self._seed, number, trial.epoch])
         donor = donor_for(number, worth, quantile=self._scheduler.quantile, draw=draw)
         if donor is None:
             return None
         params = explored(self.trials[donor].params, self._space, self._scheduler, draw)
+        try:
+            run = self.make_run(params)
+        except ValueError:  # what was explored cannot go together: it goes on as it is
+            return None
         # the donor goes on: its state of now is put aside before this is written down
-        copy_state(self.folder.trial(donor), self._put_aside(trial, len(trial.exploits) + 1))
+        aside = self._put_aside(trial, len(trial.exploits) + 1)
+        if copy_state(self.folder.trial(donor), aside) >= run.task.num_epochs:  # nothing is left to go on with
+            drop_state(aside)
+            return None
         self._changed(trial, self.folder.record("exploit", trial=number, donor=donor, epoch=trial.epoch, params=params))
         self._carry_out_exploit(trial)
-        return trial, self.make_run(params)
+        return trial, run
 
     def _put_aside(self, trial: TrialRecord, exploit: int) -> Path:
         """Where the state waits that a trial's first, second, ... exploit is to take over."""
@@ -300,8 +325,9 @@ class Ledger:
             drop_state(left)  # its state first: what a crash leaves of it is not taken over again
 
     def _changed(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
-        """A trial goes on from another's weights, with other choices."""
+        """A trial goes on from another's weights, with other choices; its best is one that these have made."""
         trial.params = event["params"]
+        trial.value, trial.best_epoch, trial.best_metrics = None, None, {}
         trial.exploits.append({key: event[key] for key in ("epoch", "donor", "params")})
 
     def end(self, number: int, state: str, reason: str | None) -> None:
@@ -442,7 +468,9 @@ class Ledger:
         """Take in what an interrupted trial saved but nobody wrote down; then end it, or let it go on."""
         self._carry_out_exploit(trial)
         self._take_in_saved(trial)
-        self._end_if_over(trial, finished=trial.epoch == self.make_run(trial.params).task.num_epochs)
+        run = self._feasible_run(trial)
+        if run is not None:
+            self._end_if_over(trial, finished=trial.epoch == run.task.num_epochs)
         if trial.state == "RUNNING":
             self._waiting.append(trial.number)
 

@@ -12,7 +12,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from data.labels import Labels
+from data.labels import Kind, Labels
 from data.record import DataError, Record
 from data.splits import Split
 from data.store import prepare_signal
@@ -36,8 +36,6 @@ from trainables.recordings import Recordings, preparation_of, reader_of
 from trainables.settings import Data, Run
 from trainables.state import TrainState
 from trainables.workers import Workers
-
-Kind = Literal["multilabel", "single_label"]
 
 NUM_RECORDS = 6  # of the miniature: as many to train as to validate
 BATCH_SIZE = 3
@@ -145,8 +143,10 @@ def check_reach(launch: Launch, space: Space, leaf: Leaf, kind: Kind) -> None:
     if leaf.key in NOT_TRIED:
         return
 
+    settled = _without_floor(launch, leaf.key)
+
     def numbers_with(values: Mapping[str, Any]) -> str:
-        return fingerprint(run_with(launch, values), leaf.key, metric=launch.search.metric, kind=kind)
+        return fingerprint(run_with(launch, {**settled, **values}), leaf.key, metric=launch.search.metric, kind=kind)
 
     ends = extremes(leaf)
     tried = TELLING.get(leaf.key.rpartition(".")[2], ends)
@@ -157,6 +157,14 @@ def check_reach(launch: Launch, space: Space, leaf: Leaf, kind: Kind) -> None:
                 f"space.{leaf.key}: changes nothing in this run: {written(ends[0])} and {written(ends[-1])} give the "
                 f"same numbers; take it out with ~space.{leaf.key}"
             )
+
+
+def _without_floor(launch: Launch, key: str) -> dict[str, Any]:
+    """A stage's min_lr set to 0 where its peak follows from a key that is tried: it would fall below it."""
+    stage, _, last = key.rpartition(".")
+    settings = {"task.pretrain": launch.task.pretrain, "task.finetune": launch.task.finetune}.get(stage)
+    follows = settings is not None and last in ("base_lr", "batch_size", "accumulation_steps")
+    return {f"{stage}.min_lr": 0.0} if follows else {}
 
 
 def fingerprint(run: Run, key: str, *, metric: str, kind: Kind) -> str:
@@ -197,20 +205,29 @@ def _fingerprint(run_json: str, metric: str, kind: Kind) -> str:
 
 
 def miniature(run: Run, key: str) -> Run:
-    """The run with two leads, the smallest size and one epoch of two batches a stage; `key` stays as it is."""
+    """The run with the smallest size and one epoch of two batches a stage; `key` stays as it is.
+
+    It has two leads, or all of them where a transform names them.
+    """
 
     def small(stage: Any, name: str) -> Any:
-        kept = {} if key == f"task.{name}.batch_size" else {"batch_size": BATCH_SIZE}
-        return stage.model_copy(update={"num_epochs": 1, **kept})
+        changed: dict[str, Any] = {"num_epochs": 1}
+        if key != f"task.{name}.batch_size":
+            changed["batch_size"] = BATCH_SIZE
+        if key not in [f"task.{name}.{part}" for part in ("base_lr", "batch_size", "accumulation_steps")]:
+            changed |= {"lr": stage.peak_lr, "base_lr": None}  # it would follow the smaller batch, below min_lr
+        return stage.model_copy(update=changed)
 
     task = run.task
     probe = task.probe if key.startswith("task.probe.") else task.probe.model_copy(update={"l2": 1.0})  # solved soon
     model = run.model.model_copy(update={"size": "tiny"}) if "size" in run.model.arguments else run.model
+    transforms = (*task.pretrain.transforms, *task.finetune.transforms)
+    leads = run.data.leads if any("leads" in one.arguments for one in transforms) else run.data.leads[:2]
     stages = {"pretrain": small(task.pretrain, "pretrain"), "finetune": small(task.finetune, "finetune")}
     return run.model_copy(
         update={
             "model": model,
-            "data": run.data.model_copy(update={"leads": run.data.leads[:2]}),
+            "data": run.data.model_copy(update={"leads": leads}),
             "task": task.model_copy(update={**stages, "probe": probe}),
         }
     )
@@ -274,6 +291,7 @@ def made_up_recordings(run: Run, kind: Kind) -> Recordings:
         labelled=np.ones(2 * NUM_RECORDS, bool),
     )
     rows = np.arange(2 * NUM_RECORDS)
-    split = Split(train=rows[:NUM_RECORDS], valid=rows[NUM_RECORDS:], test=rows[NUM_RECORDS:])
+    train, valid = rows[:NUM_RECORDS], rows[NUM_RECORDS:]
+    split = Split(pretrain=train, train=train, valid=valid, test=valid)
     store = _made_up_store(run.data.model_dump_json(by_alias=True))
     return Recordings(store, labels, split, np.arange(3))  # type: ignore[arg-type]

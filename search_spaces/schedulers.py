@@ -112,6 +112,16 @@ def rungs_of(task: Task, *, grace_epochs: int, reduction_factor: int) -> tuple[i
     return tuple(rungs)
 
 
+def exploit_epochs(task: Task, interval_epochs: int) -> frozenset[int]:
+    """Epochs at whose end population-based training compares trials: every interval, before the last epoch.
+
+    One that falls on the first fine-tuning epoch of a joint trial moves one epoch on.
+    """
+    every = range(interval_epochs, task.num_epochs, interval_epochs)
+    moved = {epoch + 1 if epoch in unsettled_epochs(task) else epoch for epoch in every}
+    return frozenset(epoch for epoch in moved if epoch < task.num_epochs)
+
+
 def unsettled_epochs(task: Task) -> set[int]:
     """Epochs whose value no scheduler may act on."""
     return {task.num_pretrain_epochs + 1} if task.stages == "joint" else set()

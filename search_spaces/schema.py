@@ -202,6 +202,13 @@ class Launch(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _read_by_the_command(self) -> Self:
+        for key, command in (("trial", "train"), ("checkpoint", "evaluate")):
+            if getattr(self, key) is not None and self.command != command:
+                raise ValueError(f"{key} goes with command={command}, got command={self.command}")
+        return self
+
     @property
     def run(self) -> Run:
         """The part of the configuration that a trial needs."""
@@ -211,10 +218,11 @@ class Launch(Settings):
         """All that changes a trial's numbers, as plain values: two studies with equal identities are one study.
 
         Budgets, cluster, tracking and places on a disk are left out, so that they may change between two launches.
-        The recordings themselves enter by the hash of their store, which is the caller's to add.
+        The recordings and the weights to start from are the caller's to compare, by their hashes.
         """
         tree = self.model_dump(mode="json", by_alias=True)
         data = {key: value for key, value in tree["data"].items() if key not in UNCHANGED_BY}
+        del tree["task"]["encoder"]  # a place, too; the study holds what was there
         search = {key: tree["search"][key] for key in ("metric", "direction")}
         kept = ("space", "options", "model", "task", "seed", "sampler", "scheduler")
         return {"search": search, "data": data} | {key: tree[key] for key in kept}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import CheckpointConfig, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -27,6 +28,9 @@ from trainables.gang import GangTrial
 from trainables.settings import Cluster, Run
 from trainables.study import StudyError
 from trainables.trial import Assignment, Trial, resources_of
+
+OF_A_WORKER = ("data", "models", "reports", "search_spaces", "trainables")
+"""What of the checkout travels to the nodes of a cluster: not the recordings and studies that may lie beside it."""
 
 
 class Trouble:
@@ -112,16 +116,16 @@ class PopulationScheduler(LedgerScheduler):
         trouble: Trouble,
         on_change: Callable[[], None],
         assign: Callable[[TrialRecord, Run], dict[str, Any]],
-        interval_epochs: int,
+        exploit_epochs: Collection[int],
     ) -> None:
         super().__init__(ledger, trouble, on_change)
         self._assign = assign
-        self._interval_epochs = interval_epochs
+        self._exploit_epochs = exploit_epochs
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Stop, go on, or wait for the others at an interval's end."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP or result["epoch"] % self._interval_epochs:
+        if decision == TrialScheduler.STOP or result["epoch"] not in self._exploit_epochs:
             return decision
         exploit = None
         with self._trouble.kept():
@@ -172,25 +176,32 @@ def gpus_of(cluster: Cluster, available: float) -> float:
     return cluster.gpus_per_worker
 
 
-def concurrency(cluster: Cluster, resources: dict[str, float], num_gpus: float) -> int:
+def concurrency(cluster: Cluster, nodes: Sequence[Mapping[str, float]], num_gpus: float) -> int:
     """How many trials run at a time: what the cluster holds, at most what was typed.
+
+    Args:
+        cluster: what a trial needs; a worker lies on one node, the workers of a trial on any.
+        nodes: the resources of each.
+        num_gpus: of each worker.
 
     Raises:
         StudyError: if not even one fits, with the demand and what there is.
     """
+
+    def workers_on(node: Mapping[str, float]) -> int:
+        room = [node.get("CPU", 0.0) / cluster.cpus_per_worker]
+        if num_gpus > 0:
+            room.append(node.get("GPU", 0.0) / num_gpus)
+        return math.floor(min(room) + 1e-9)
+
     workers = cluster.workers_per_trial
-    room = [resources.get("CPU", 0.0) / (workers * cluster.cpus_per_worker)]
-    if num_gpus > 0:
-        room.append(resources.get("GPU", 0.0) / (workers * num_gpus))
-    fitting = math.floor(min(room) + 1e-9)
+    fitting = sum(map(workers_on, nodes)) // workers
     if fitting < 1:
-        demand = f"{workers} x {cluster.cpus_per_worker} CPU" + (
-            f" and {workers} x {num_gpus:g} GPU" if num_gpus else ""
-        )
+        demand = f"{cluster.cpus_per_worker} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
+        has = "; ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
         raise StudyError(
-            f"a trial needs {demand}, the cluster has {resources.get('CPU', 0):g} CPU and "
-            f"{resources.get('GPU', 0):g} GPU: lower cluster.workers_per_trial, cluster.cpus_per_worker or "
-            "cluster.gpus_per_worker"
+            f"a trial needs {workers} x ({demand}), each on one node, and the cluster's nodes have {has}: lower "
+            "cluster.workers_per_trial, cluster.cpus_per_worker or cluster.gpus_per_worker"
         )
     return fitting if cluster.max_concurrent_trials == "auto" else min(fitting, cluster.max_concurrent_trials)
 
@@ -222,9 +233,9 @@ def run_trials(
         StudyError: if the cluster can never hold a trial.
         StorageError: if the study's folder can no longer be written.
     """
-    resources = ray.cluster_resources()
-    num_gpus = gpus_of(cluster, resources.get("GPU", 0.0))
-    at_a_time = concurrency(cluster, resources, num_gpus)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = gpus_of(cluster, sum(node.get("GPU", 0.0) for node in nodes))
+    at_a_time = concurrency(cluster, nodes, num_gpus)
     if trainable is None:
         trainable = Trial if cluster.workers_per_trial == 1 else GangTrial
 
@@ -244,7 +255,7 @@ def run_trials(
     trouble = Trouble()
     following = LedgerScheduler(ledger, trouble, on_change)
     if scheduler.name == "pbt":  # the whole population is started at once and takes turns on what the cluster has
-        following = PopulationScheduler(ledger, trouble, on_change, assign, scheduler.interval_epochs)
+        following = PopulationScheduler(ledger, trouble, on_change, assign, ledger.exploit_epochs)
         at_a_time = ledger.num_trials
     scratch = ledger.folder.scratch
     shutil.rmtree(scratch, ignore_errors=True)
@@ -289,11 +300,13 @@ def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[N
         else:
             # every worker runs this very code, frozen now, on every node
             root = Path(__file__).resolve().parent.parent
-            excludes = ["/runs/", "/.venv/", "/.git/", "/tests/", "/benchmarks/"]
+            excludes = [f"/{entry.name}" for entry in root.iterdir() if entry.name not in OF_A_WORKER]
             environment = {"working_dir": str(root), "excludes": excludes}
             ray.init(address=cluster.address, runtime_env=environment, log_to_driver=log_to_driver)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
+        if cluster.address is None:
+            raise StudyError(f"Ray could not be started on this machine: {reason}") from error
         raise StudyError(
             f"no Ray cluster could be used at cluster.address={cluster.address}: {reason}; if it was started with a "
             "token, set RAY_AUTH_MODE=token in the environment"

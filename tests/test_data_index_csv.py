@@ -1,5 +1,7 @@
+import csv
 import os
 import pickle
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from data.index_csv import IndexCsv
 from data.labels import read_labels
-from data.record import LEADS, DataError, RecordError
+from data.record import LEADS, DataError, Record, RecordError
 from data.splits import split
 
 SIGNAL = np.random.default_rng(0).normal(0, 0.5, (12, 300))
@@ -80,11 +82,13 @@ def test_three_tables_become_the_folds_1_9_and_10(tmp_path):
 def test_every_record_is_a_patient_of_its_own_unless_a_column_says_otherwise(root):
     assert one_table(root).table()["patient_id"].is_unique
     write_index(root / "index.csv", who=["ann", "bob", "ann", "cid"])
-    table = one_table(root, patient_id_column="who").table()
+    reader = one_table(root, patient_id_column="who", label_columns=["LABEL"])
+    table = reader.table()
+    labels = read_labels(table["codes"], reader.protocols()["labels"])
     with pytest.raises(DataError, match="1 are in both data.train_folds and data.valid_folds .*ann"):
         split(
             table,
-            None,
+            labels,
             train_folds=[1, 2],
             valid_folds=[9],
             test_folds=[10],
@@ -154,6 +158,16 @@ def test_several_label_columns_of_0_and_1_are_multilabel(root):
     assert labels.labelled.tolist() == [True, True, True, False]  # 0 and 0 is an answer, nothing is none
 
 
+def test_a_class_and_a_patient_may_be_called_what_pandas_takes_for_nothing(root):
+    write_index(root / "index.csv", LABEL=["None", "AF", "", "null"], who=["NA", "nan", "NULL", "n/a"], site="None")
+    reader = one_table(root, label_columns=["LABEL"], patient_id_column="who", site_column="site")
+    assert reader.protocols()["labels"].classes == ("AF", "None", "null")
+    table = reader.table()
+    assert table["codes"].tolist() == [["None"], ["AF"], [], ["null"]]  # an empty cell alone is unlabelled
+    assert table["patient_id"].tolist() == ["NA", "nan", "NULL", "n/a"]
+    assert table["site"].tolist() == ["None"] * 4
+
+
 def test_without_label_columns_there_are_no_protocols(root):
     assert one_table(root).protocols() == {}
     assert one_table(root).table()["codes"].tolist() == [[]] * 4
@@ -218,6 +232,7 @@ def test_keys_that_do_not_fit_are_named(root, keys, message):
             "line 2: the column 'sex' .* must be male, female, m, f or empty, got '0'",
         ),
         ({"age": ["old", 1, 2, 3]}, {"age_column": "age"}, "line 2: the column 'age' .* must be a number, got 'old'"),
+        ({"age": [1, "NA", 2, 3]}, {"age_column": "age"}, "line 3: the column 'age' .* must be a number, got 'NA'"),
         (
             {"AF": [0, 1, 2, 0], "MI": 0},
             {"label_columns": ["AF", "MI"]},
@@ -353,14 +368,55 @@ def test_a_csv_header_that_names_leads_is_believed(root):
     np.testing.assert_allclose(record.signal_mv, SIGNAL[:2], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "first_line", ['"V2","avl"', '"V2", "avl"', 'V2,"avl"', '"V2" ,avl ', "\n\nV2,avl", '\ufeff"V2",avl']
+)
+def test_a_csv_header_may_be_quoted(root, first_line):
+    rows = "".join(f"{one!r},{other!r}\n" for one, other in SIGNAL[:2].T.tolist())
+    (root / "r1.csv").write_text(f"{first_line}\n{rows}", encoding="utf-8")
+    record = read(root, "r1.csv")
+    assert record.leads == ("V2", "aVL")
+    np.testing.assert_allclose(record.signal_mv, SIGNAL[:2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_csv_in_which_every_cell_is_quoted_is_read(root, header):
+    table = pd.DataFrame(SIGNAL.T, columns=list(LEADS))
+    table.to_csv(root / "r1.csv", index=False, header=header, quoting=csv.QUOTE_ALL)
+    np.testing.assert_allclose(read(root, "r1.csv").signal_mv, SIGNAL, rtol=1e-6)
+
+
 def object_array(path):
     np.save(path, np.array([1, "a", None], dtype=object), allow_pickle=True)
+
+
+def edit(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def unknown_compression(path):
+    np.savez(path, SIGNAL)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 10] = 99  # the method, in the directory at the end
+    path.write_bytes(content)
+
+
+def garbled_deflate(path):
+    np.savez_compressed(path, SIGNAL)
+    content = bytearray(path.read_bytes())
+    content[100:200] = b"\xff" * 100
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
         ("r1.npy", lambda path: None, "No such file"),
+        ("r1.npy", lambda path: (save(path, SIGNAL), edit(path, b"}", b"(")), "cannot be read"),
+        ("r1.npz", unknown_compression, "cannot be read: That compression method is not supported"),
+        ("r1.npz", garbled_deflate, "cannot be read: Error -3 while decompressing"),
+        ("r1.csv", lambda path: path.write_text("1" * 200_000), "cannot be read: field larger than field limit"),
         ("r1.npy", lambda path: path.write_bytes(b""), "cannot be read"),
         ("r1.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01"), "cannot be read"),
         ("r1.npy", lambda path: (save(path, SIGNAL), path.write_bytes(path.read_bytes()[:-8])), "cannot be read"),
@@ -386,3 +442,48 @@ def test_a_file_that_is_not_what_it_should_be_is_a_record_error(root, name, writ
     write(root / name)
     with pytest.raises(RecordError, match=f"record r1: .*{message}"):
         read(root, name)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """Cut short, or with one to four bits turned over, often in the first bytes, where headers are."""
+    if rng.random() < 0.3:
+        return content[: rng.randrange(len(content))]
+    turned = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        turned[rng.randrange(min(len(turned), rng.choice([80, 160, len(turned)])))] ^= 1 << rng.randrange(8)
+    return bytes(turned)
+
+
+def save_compressed(path, array):
+    np.savez_compressed(path, array)
+
+
+def save_with_names(path, array):
+    pd.DataFrame(array.T, columns=list(LEADS)).to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("r1.npy", save),
+        ("r1.npz", save),
+        ("r1.npz", save_compressed),
+        ("r1.csv", save),
+        ("r1.csv", save_with_names),
+        ("r1.pkl", lambda path, array: save(path, array, protocol=2)),
+        ("r1.pkl", lambda path, array: save(path, array, protocol=4)),
+        ("r1.pkl", lambda path, array: save(path, {"signal": array.tolist()})),
+    ],
+)
+def test_a_damaged_file_is_a_record_or_a_record_error(root, name, write):
+    path = root / name
+    write(path, SIGNAL[:, :20])
+    whole, rng, refusals = path.read_bytes(), random.Random(0), []
+    for _ in range(300):
+        path.write_bytes(damaged(whole, rng))
+        try:
+            assert isinstance(read(root, name), Record)
+        except RecordError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert all(told.startswith("record r1: ") and "\n" not in told for told in refusals)

@@ -1,4 +1,5 @@
 import gzip
+import random
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from data import ptb_xl
 from data.labels import read_labels
 from data.ptb_xl import PTBXL, read_wfdb
-from data.record import LEADS, DataError, RecordError
+from data.record import LEADS, DataError, Record, RecordError
 from data.synthetic import Synthetic
 
 with warnings.catch_warnings():
@@ -178,6 +179,11 @@ def flip(path):
     path.with_suffix(".dat").write_bytes(content)
 
 
+def cut_header(path):
+    header = path.with_suffix(".hea")
+    header.write_bytes(header.read_bytes()[:-6])  # the name of the last lead is gone
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -188,6 +194,7 @@ def flip(path):
         (flip, "checksum of .* differs from its header"),
         (lambda path: edit_header(path, " 0 V6", " 0 V9"), "lead 'V9' is unknown"),
         (lambda path: edit_header(path, "/mV", "/mmHg"), "must be in mV, uV or V, got mmHg"),
+        (cut_header, r"\.hea must name the lead of each of its 12 signals, got a name for 11: fetch it again"),
         (lambda path: path.with_suffix(".hea").write_text(""), "not a WFDB record"),
         (lambda path: path.with_suffix(".hea").write_bytes(b"\xff\x00 12 \n\n16"), "not a WFDB record"),
         (lambda path: path.with_suffix(".hea").write_text(f"{path.name} 0 100 1000\n"), "at least one signal"),
@@ -199,6 +206,34 @@ def test_a_damaged_record_is_a_record_error_that_names_it(root, damage, message)
     damage(path)
     with pytest.raises(RecordError, match=f"record r7: .*{message}"):
         read_wfdb(path, "r7")
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """Cut short, or with a few bytes changed by a bit or taken out, often in the first two lines."""
+    if rng.random() < 0.3:
+        return content[: rng.randrange(len(content))]
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(min(len(changed), rng.choice([30, 70, len(changed)])))
+        if rng.random() < 0.5:
+            changed[place] ^= 1 << rng.randrange(8)
+        else:
+            del changed[place : place + rng.randint(1, 5)]
+    return bytes(changed)
+
+
+def test_a_damaged_header_gives_a_record_or_a_record_error(root):
+    path, rng, refusals = first_record(root), random.Random(0), []
+    header = path.with_suffix(".hea")
+    whole = header.read_bytes()
+    for _ in range(300):
+        header.write_bytes(damaged(whole, rng))
+        try:
+            assert isinstance(read_wfdb(path, "r7"), Record)
+        except RecordError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert all(told.startswith("record r7: ") for told in refusals)
 
 
 # --- tables

@@ -6,14 +6,16 @@ from hypothesis import strategies as st
 
 from data.labels import LabelProtocol, Labels, read_labels
 from data.record import DataError
-from data.splits import absent_classes, split
+from data.splits import absent_classes, labelled_rows, split, valid_rows
 
 PROTOCOL = LabelProtocol("heart", "multilabel", ("A", "B"), {"A": ("A",), "B": ("B",), "-": ()})
 ALL = {"train_folds": [1, 2], "valid_folds": [9], "test_folds": [10]}
 
 
 def whole(index, labels=None, **changed):
+    """The split; without labels given, the records of every patient carry A and B in turn."""
     keys = ALL | {"max_train_patients": None, "max_valid_patients": None, "seed": 0}
+    labels = labels or labels_of([["A"], ["B"]][number % 2] for number in range(len(index)))
     return split(index, labels, **(keys | changed))
 
 
@@ -43,9 +45,10 @@ def test_no_patient_is_ever_in_two_parts(records, max_patients, seed):
         parts = whole(index, max_train_patients=max_patients, max_valid_patients=max_patients, seed=seed)
     except DataError:
         return
-    groups = [set(index["patient_id"].iloc[rows]) for rows in (parts.train, parts.valid, parts.test)]
+    groups = [set(index["patient_id"].iloc[rows]) for rows in (parts.pretrain, parts.valid, parts.test)]
     assert sum(len(group) for group in groups) == len(set.union(*groups))
-    for rows in (parts.train, parts.valid, parts.test):
+    assert set(parts.train) <= set(parts.pretrain)
+    for rows in (parts.pretrain, parts.train, parts.valid, parts.test):
         assert (np.diff(rows) > 0).all()
         assert rows.dtype == np.int64
     assert set(index["fold"].iloc[parts.test]) == {10}
@@ -72,16 +75,32 @@ def test_a_part_without_a_labelled_record_is_refused():
     index = some_patients(4, records=1)
     labels = labels_of([["A"], ["B"], [], ["A"]])
     with pytest.raises(
-        DataError, match=r"data.valid_folds=\[9\] must hold .* 1 records, none of them labelled under heart"
+        DataError, match=r"data.valid_folds=\[9\] must hold at least one .* labelled under heart, got 1 without"
     ):
         whole(index, labels)
 
 
-def test_only_labelled_records_take_part_when_labels_are_given():
+def test_only_pre_training_takes_part_in_what_is_not_labelled():
     index = some_patients(8, records=1)
     labels = labels_of([["A"], ["B"], ["A"], ["A"], [], ["A"], ["-"], ["B"]])
     parts = whole(index, labels)
     assert (parts.train.tolist(), parts.valid.tolist(), parts.test.tolist()) == ([0, 1, 5], [2, 6], [3, 7])
+    assert parts.pretrain.tolist() == [0, 1, 4, 5]
+
+
+def test_an_unlabelled_record_of_a_test_patient_is_not_pre_trained_on():
+    index = table(["ann", "bob", "cid", "dan", "dan"], [1, 2, 9, 10, 1])
+    with pytest.raises(DataError, match="data.train_folds and data.test_folds .*dan"):
+        whole(index, labels_of([["A"], ["B"], ["A"], ["A"], []]))
+
+
+def test_the_records_of_a_part_can_be_had_without_the_other_parts():
+    index = some_patients(40)
+    labels = labels_of([["A"]] * len(index))  # nothing could be trained on this
+    parts = whole(index, max_valid_patients=3)
+    chosen = valid_rows(index, labels, [9], max_patients=3, seed=0)
+    np.testing.assert_array_equal(chosen, parts.valid)
+    np.testing.assert_array_equal(labelled_rows(index, labels, "test_folds", [10]), parts.test)
 
 
 def test_a_class_that_training_lacks_or_always_has_is_refused_by_name():

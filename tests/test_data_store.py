@@ -24,7 +24,7 @@ from data.index_csv import IndexCsv
 from data.labels import LabelProtocol
 from data.ptb_xl import PTBXL
 from data.record import LEADS, TABLE_COLUMNS, DataError, Record, RecordError
-from data.store import MV_PER_UNIT, Preparation, Store, prepare, prepare_signal
+from data.store import MIN_VARIATION_MV, MV_PER_UNIT, Preparation, Store, prepare, prepare_signal
 from data.synthetic import Synthetic
 
 AS_IT_IS = Preparation(100, LEADS, None, None, filter_order=5, min_duration_s=1)
@@ -193,7 +193,7 @@ def test_a_preparation_that_cannot_be_is_refused_by_key(keys, message):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(100, 130), st.integers(0, 2**32), st.floats(1e-3, 7))
+@given(st.integers(100, 130), st.integers(0, 2**32), st.floats(1e-2, 7))
 def test_a_store_gives_back_what_went_in_within_half_a_unit(tmp_path_factory, num_samples, seed, scale):
     signal_mv = (noise(num_samples, seed) * 2 * scale).clip(-32, 32)
     store = built(InMemory((signal_mv, signal_mv[::-1])), tmp_path_factory.mktemp("stores"))
@@ -308,6 +308,54 @@ def test_values_beyond_the_units_are_clipped_and_counted(tmp_path):
     assert store.record(0)[3, 7] == 32767
     assert store.record(1)[3, 7] == -32768
     assert manifest_of(store)["counts"]["clipped_samples"] == 2
+
+
+def with_values(value, count):
+    signal_mv = noise()  # 6,000 samples
+    signal_mv[3, :count] = value
+    return signal_mv
+
+
+def test_a_record_is_clipped_up_to_a_share_and_refused_beyond_it(tmp_path):
+    store = built(InMemory((with_values(40, 60), with_values(-40, 61))), tmp_path, max_unreadable_share=0.5)
+    assert store.index["record_id"].tolist() == ["r0"]
+    counts = manifest_of(store)["counts"]
+    assert (counts["clipped_samples"], counts["unreadable"]) == (60, 1)
+    (reason,) = pd.read_csv(store.path / "unreadable.csv")["reason"]
+    assert reason == (
+        "record r1: at most 1% of its samples may lie beyond 32.767 mV, got 1.02%: correct the unit of the source "
+        "(data.reader.unit, if the reader has one) or leave the record out"
+    )
+
+
+def swing(peak_to_peak_mv):
+    """One lead that varies, the others flat."""
+    signal_mv = np.zeros((12, 500), np.float32)
+    signal_mv[4, ::2] = peak_to_peak_mv
+    return signal_mv
+
+
+def test_a_record_that_varies_by_less_than_any_heart_is_refused(tmp_path):
+    signals = (swing(MIN_VARIATION_MV * 1.01), swing(MIN_VARIATION_MV * 0.9))
+    store = built(InMemory(signals), tmp_path, max_unreadable_share=0.5)
+    assert store.index["record_id"].tolist() == ["r0"]
+    (reason,) = pd.read_csv(store.path / "unreadable.csv")["reason"]
+    assert reason.startswith("record r1: at least one lead must vary by 0.01 mV from peak to peak after filtering, got")
+    assert "at most 0.009 mV: correct the unit of the source (data.reader.unit" in reason
+
+
+@pytest.mark.parametrize("preparation", [AS_IT_IS, FILTERED])
+@pytest.mark.parametrize("factor", [1000, 0.001])
+def test_microvolts_and_volts_taken_for_millivolts_are_refused(tmp_path, preparation, factor):
+    source = synthetic(tmp_path)
+    signals = tuple(source.read(row).signal_mv * factor for row in source.table().to_dict("records"))
+    with pytest.raises(DataError, match=f"got {len(signals)} of {len(signals)} .*data.reader.unit"):
+        built(InMemory(signals), tmp_path / "stores", preparation, max_unreadable_share=0.9)
+
+
+@pytest.mark.parametrize("factor", [1000, 1e-6])
+def test_inference_takes_what_a_store_would_refuse(factor):
+    assert np.isfinite(prepare_signal(record(noise() * factor), FILTERED)).all()
 
 
 def manifest_of(store):

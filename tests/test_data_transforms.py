@@ -269,7 +269,7 @@ def test_lead_subset_keeps_leads_by_name(keep, left):
 
 
 def test_lead_subset_refuses_a_signal_with_other_leads():
-    with pytest.raises(ValueError, match="must have the 8 leads that are named, got 3"):
+    with pytest.raises(ValueError, match="must name each lead of the signal, got 8 names for 3 leads: name those"):
         applied(LeadSubset(leads=LEADS, keep=["I"]), noise_of(1, 3, 5))
 
 

@@ -51,6 +51,8 @@ def mistake(capsys, *arguments):
         ([*SYNTHETIC, "command=train", "search.metric=val/accuracy"], "must be one of what the task logs, val/auroc"),
         (["search=stmem_ptbxl_finetune"], "(task.encoder=DIR)"),
         ([*SYNTHETIC, "task.finetune.optimizer.betas=[0.9,1.0]"], "betas must both be at least 0 and below 1, got"),
+        ([*SYNTHETIC, "command=train", "model.patch_duration_s=0.31"], "patch_duration_s must divide the window"),
+        ([*SYNTHETIC, "trial=3"], "trial goes with command=train, got command=search"),
         ([*SYNTHETIC, "sampler=cmaes", "model.num_sep_tokens=1,2"], "sampler=cmaes"),
         (["search=stmem_ptbxl", "data.root=nowhere"], "data.root"),
         (["search=stmem_ptbxl"], "data.root"),
@@ -130,22 +132,21 @@ def test_recordings_are_said_to_be_limited_or_left_out_only_where_they_are(capsy
     from search_spaces.compose import compose_choices
     from search_spaces.schema import checked
 
-    def said(train, folds, *typed):
+    def said(train, *typed):
         choices = checked(compose_choices([*SYNTHETIC, *typed]).tree)
         recordings = SimpleNamespace(
-            split=SimpleNamespace(train=np.arange(train), valid=[8], test=[9]),
-            store=SimpleNamespace(index=pd.DataFrame({"fold": folds})),
-            labels=SimpleNamespace(labelled=np.ones(len(folds), bool), classes=("MI",)),
+            split=SimpleNamespace(pretrain=np.arange(train), train=np.arange(train - 1), valid=[8], test=[9]),
+            store=SimpleNamespace(index=pd.DataFrame({"fold": range(1, 11)})),
+            labels=SimpleNamespace(labelled=np.ones(10, bool), classes=("MI",)),
             valid_classes=np.array([0]),
         )
         launch.describe_recordings(choices, recordings, launch.Console(soft_wrap=True))
         return capsys.readouterr().out
 
-    assert said(8, range(1, 11)) == "recordings: 8 train, 1 validate, 1 test\n"
-    assert "(training limited to 1400 patients; the test fold never is)" in said(7, range(1, 11))
-    assert "note: 7 recordings are not used, their folds 2, 3, 4, 5, 6, 7, 8 are" in said(
-        1, range(1, 11), "data.train_folds=[1]"
-    )
+    assert said(8) == "recordings: 8 pre-train, 7 train, 1 validate, 1 test\n"
+    assert said(8, "task=finetune", "task.encoder=x") == "recordings: 7 train, 1 validate, 1 test\n"
+    assert "(training limited to 1400 patients; the test fold never is)" in said(7)
+    assert "note: 7 recordings are not used, their folds 2, 3, 4, 5, 6, 7, 8 are" in said(1, "data.train_folds=[1]")
 
 
 def test_a_folder_where_another_run_was_trained_is_refused(tmp_path):
@@ -153,12 +154,19 @@ def test_a_folder_where_another_run_was_trained_is_refused(tmp_path):
     from search_spaces.schema import checked
     from trainables.study import StudyError
 
-    first = checked(compose_choices([*SYNTHETIC]).tree).run
-    other = checked(compose_choices([*SYNTHETIC, "task.finetune.lr=2e-3"]).tree).run
-    launch.check_same_run(tmp_path, first)
-    launch.check_same_run(tmp_path, first)
-    with pytest.raises(StudyError, match=r"run\.json"):
-        launch.check_same_run(tmp_path, other)
+    def check(*typed, store="ab12"):
+        choices = checked(compose_choices([*SYNTHETIC, *typed]).tree)
+        launch.check_same_run(tmp_path, choices, choices.run, store)
+
+    check()
+    check("data.root=moved", "data.store_dir=elsewhere")
+    for typed, store, named in (
+        (["task.finetune.lr=2e-3"], "ab12", "task.finetune.lr"),
+        (["search.metric=val/average_precision"], "ab12", "search.metric"),
+        ([], "cd34", "store"),
+    ):
+        with pytest.raises(StudyError, match=rf"run\.json: .*{named}"):
+            check(*typed, store=store)
 
 
 def test_the_download_command_fetches_what_the_module_offers():
@@ -172,18 +180,12 @@ def test_seeds_are_not_searched_since_they_choose_the_validation_patients(capsys
     assert "seed" in mistake(capsys, *SYNTHETIC, "seed=0,1,2")
 
 
-def test_a_study_goes_on_only_with_the_recordings_and_the_encoder_it_began_with(tmp_path, tiny_store):
+def test_a_study_goes_on_only_with_the_recordings_it_began_with(tmp_path, tiny_store):
     from search_spaces.compose import compose_choices
     from search_spaces.schema import checked
-    from trainables.checkpoint import WEIGHTS
     from trainables.study import StudyError, StudyFolder
 
-    weights = tmp_path / "encoder" / WEIGHTS
-    weights.parent.mkdir()
-    weights.write_bytes(b"some weights")
-    choices = checked(
-        compose_choices(["search=stmem_ptbxl_finetune", *SYNTHETIC[1:], f"task.encoder={weights.parent}"]).tree
-    )
+    choices = checked(compose_choices([*SYNTHETIC]).tree)
     space, study = launch.checked_space(choices), StudyFolder(tmp_path / "study")
     for _ in range(2):
         ledger, _ = launch.open_books(choices, space, study, tiny_store)
@@ -191,6 +193,34 @@ def test_a_study_goes_on_only_with_the_recordings_and_the_encoder_it_began_with(
     assert [event["event"] for event in study.read_events()] == ["study_started", "study_resumed"]
     with pytest.raises(StudyError, match="was begun on other recordings"):
         launch.open_books(choices, space, study, SimpleNamespace(path=tiny_store.path, hash="another"))
-    weights.write_bytes(b"other weights")
-    with pytest.raises(StudyError, match="was begun with other weights in .*encoder: type study_dir=DIR"):
-        launch.open_books(choices, space, study, tiny_store)
+
+
+def test_a_study_keeps_the_encoder_that_its_trials_start_from(tmp_path, tiny_run, tiny_recordings):
+    from search_spaces.compose import compose_choices
+    from search_spaces.schema import checked
+    from trainables.checkpoint import WEIGHTS, check_encoder, describe, description_of
+    from trainables.classify import fresh_encoder
+    from trainables.files import write_tensors
+    from trainables.study import StudyError, StudyFolder
+
+    given, study = tmp_path / "given", StudyFolder(tmp_path / "study")
+    weights = {f"encoder.{name}": tensor for name, tensor in fresh_encoder(tiny_run).state_dict().items()}
+    write_tensors(given / WEIGHTS, weights, {})
+    best = {"epoch": 1, "value": 0.5, "metrics": {}}
+    describe(given, description_of(tiny_run, tiny_recordings, best, "val/auroc"))
+    typed = ["search=stmem_ptbxl_finetune", *SYNTHETIC[1:], "data.leads=[II,V2]", "data.window_s=1.2"]
+    choices = checked(compose_choices([*typed, f"task.encoder={given}"]).tree)
+    first, again = launch.with_own_encoder(choices, study), launch.with_own_encoder(choices, study)
+    assert first.task.encoder == again.task.encoder == str(study.encoder)
+    assert first.identity() == choices.identity()
+    check_encoder(study.encoder, first.data)
+    small = checked(compose_choices([*typed, f"task.encoder={given}", "model.size=small"]).tree)
+    with pytest.raises(ValueError, match="holds another encoder: .* set model"):
+        launch.with_own_encoder(small, StudyFolder(tmp_path / "other study"))
+    write_tensors(given / WEIGHTS, weights | {"encoder.norm.bias": weights["encoder.norm.bias"] + 1}, {})
+    with pytest.raises(StudyError, match=f"begun with other weights .* task.encoder={study.encoder} for those"):
+        launch.with_own_encoder(choices, study)
+    (given / WEIGHTS).unlink()
+    given.joinpath("checkpoint.json").unlink()
+    given.rmdir()
+    assert launch.with_own_encoder(choices, study).task.encoder == str(study.encoder)

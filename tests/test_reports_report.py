@@ -126,6 +126,21 @@ def rebuilt(study_dir, **settings):
     return json.loads((study_dir / "report" / "metrics.json").read_text()), index.read_text()
 
 
+def section(page, name):
+    """One section of the page, up to its end."""
+    return page.split(f'<section id="{name}"')[1].split("</section>")[0]
+
+
+def change_yaml(path, change):
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config))
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def test_the_figures_agree_with_scikit_learn_on_the_saved_predictions(finished, metrics):
     saved = pd.read_parquet(finished / "report" / "predictions.parquet")
     test = saved[saved["split"] == "test"]
@@ -237,7 +252,70 @@ def test_all_trials_and_all_curves_are_on_the_page(page):
     curves = re.findall(r'<g class="curve (\w+)" data-trial="(\d+)"', page)
     assert rows == ["0", "1", "2", "3"]
     assert set(curves) == {("default", "0"), ("pruned", "1"), ("best", "2"), ("diverged", "3")}
-    assert "command=train &#39;study_dir=runs/a study&#39; trial=2" in page
+
+
+def test_the_commands_call_the_folder_by_a_name_that_no_move_makes_wrong(page):
+    commands = section(page, "reproduce")
+    for line in (
+        "python launch.py command=train study_dir=STUDY trial=2<",
+        "python launch.py command=report study_dir=STUDY<",
+        "python launch.py command=evaluate checkpoint=STUDY/checkpoints/best_1<",
+        'load("STUDY/checkpoints/best_1")',
+        "<code>STUDY</code> is this study’s folder.",
+    ):
+        assert line in commands
+
+
+def test_a_copy_of_the_folder_has_the_same_page_without_the_path_it_was_made_at(study_dir, tmp_path):
+    def made_elsewhere(config):
+        config["study_dir"] = "/home/author/runs/a study"
+        del config["search"]["name"]
+
+    change_yaml(study_dir / "study.yaml", made_elsewhere)
+    shutil.copytree(study_dir, tmp_path / "copied" / "under another name")
+    metrics, page = rebuilt(study_dir)
+    assert (metrics, page) == rebuilt(tmp_path / "copied" / "under another name")
+    assert "/home/author" not in page
+    assert "<h1>a study on synthetic</h1>" in page
+
+
+def test_a_trial_of_one_process_is_promised_bit_for_bit_and_one_of_a_gang_up_to_rounding(study_dir):
+    rounding = "in one process where the study had 2, so the figures are equal only up to float rounding"
+    exact = "with the same versions and <code>cluster.cpus_per_worker</code>, the same figures bit for bit"
+    of_gang = section(rebuilt(study_dir)[1], "reproduce")
+    change_yaml(study_dir / "study.yaml", lambda config: config["cluster"].update(workers_per_trial=1))
+    of_one = section(rebuilt(study_dir)[1], "reproduce")
+    assert [rounding in text for text in (of_gang, of_one)] == [True, False]
+    assert [exact in text for text in (of_gang, of_one)] == [False, True]
+
+
+def test_a_trial_on_other_trials_weights_is_not_said_to_be_repeatable_alone(study_dir):
+    exploit = {"epoch": 1, "donor": 0, "params": {}}
+    events = study_dir / "events.jsonl"
+    before = events.read_text()
+    change_json(study_dir / "checkpoints" / "best_1" / "checkpoint.json", exploits=[exploit])
+    by_checkpoint = rebuilt(study_dir)[1]
+    change_json(study_dir / "checkpoints" / "best_1" / "checkpoint.json", exploits=[])
+    events.write_text(before + json.dumps({"event": "exploit", "trial": 2} | exploit) + "\n")
+    by_event = rebuilt(study_dir)[1]
+    for page in (by_checkpoint, by_event):
+        assert "command=train" not in section(page, "reproduce")
+        assert "Trial 2 cannot be repeated alone" in page
+    assert "since it last took over another trial’s weights" in section(by_event, "curves")
+    events.write_text(before + json.dumps({"event": "exploit", "trial": 1} | exploit) + "\n")
+    assert "command=train study_dir=STUDY trial=2" in rebuilt(study_dir)[1]
+
+
+def test_the_best_is_said_to_be_the_best_of_the_trials_that_were_completed(page):
+    assert "the best on validation of the 2 completed trials of 4" in page[: page.index("</header>")]
+    assert "the largest of the 2 completed trials of 4" in section(page, "models")
+    assert "the largest val/auroc of the 2 completed trials of 4" in section(page, "methods")
+
+
+def test_what_a_trials_value_is_is_said_under_the_curves_and_the_table(page):
+    assert "the best of its fine-tuning epochs, or of all its epochs where there is one stage only" in page
+    assert "took over" not in page
+    assert "of a stopped one the last value that was reported" in section(page, "trials")
 
 
 def test_a_report_needs_neither_torch_nor_ray():
@@ -288,6 +366,21 @@ def test_baselines_without_the_best_model_are_shown_and_not_compared(study_dir):
     assert metrics["differences"] == {}
     assert metrics["baselines"]["random_encoder"]["test"]["auroc_macro"]["value"] > 0.5
     assert "The best trial has not been evaluated on the test fold" in page
+    assert "the best trial has not been evaluated on it" in page
+    assert "no model of this study" not in page
+
+
+def test_a_test_fold_on_which_no_class_can_be_scored_is_not_called_unopened(study_dir):
+    for path in (study_dir / "report").glob("*.parquet"):
+        saved = pd.read_parquet(path)
+        saved.loc[saved["split"] == "test", [f"y_{name}" for name in CLASSES]] = 0
+        saved.to_parquet(path)
+    metrics, page = rebuilt(study_dir)
+    assert metrics["best"]["test"]["auroc_macro"]["value"] is None
+    said = "the best trial has been evaluated on it, but no class has both a positive and a negative record"
+    assert said in page
+    assert "none yet" not in page
+    assert "no model of this study" not in page
 
 
 def test_more_openings_than_models_are_pointed_out(study_dir):

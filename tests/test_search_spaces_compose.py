@@ -420,6 +420,16 @@ def test_a_run_alone_is_completed_with_defaults():
     assert found.cluster.address == "auto"
 
 
+def test_what_a_checkpoint_holds_already_may_be_typed_again():
+    stored = {key: tree()[key] for key in ("seed", "model", "data", "task")}
+    typed = ["command=evaluate", "checkpoint=/c", "data=synthetic", f"data.lowpass_hz={stored['data']['lowpass_hz']}"]
+    found = recompose(read_line([*typed, "task.labels=rhythm"]), stored).tree
+    assert found["data"]["lowpass_hz"] == stored["data"]["lowpass_hz"]
+    assert found["task"]["labels"] == "rhythm"
+    with pytest.raises(ChoiceError, match="task.labels: cannot be changed"):
+        recompose(read_line(["command=train", "trial=1", "task.labels=rhythm"]), stored)
+
+
 def test_other_recordings_are_evaluated_as_the_model_was_trained():
     stored = tree("scale=laptop", "data.lowpass_hz=30")
     line = read_line(["command=evaluate", "checkpoint=/c", "data=synthetic", "data.reader.num_patients=9"])

@@ -63,6 +63,16 @@ def test_training_records_are_counted_after_patients_are_drawn(cost_of):
     assert cost_of("data.max_train_patients=12").num_records == round(everyone / 2)
 
 
+def test_fine_tuning_takes_the_labelled_records_alone(folder, monkeypatch):
+    counts = {}
+    monkeypatch.setattr(
+        estimate_module, "_seconds", lambda run, stage, records, *_: counts.setdefault(type(stage).__name__, records)
+    )
+    typed = ["search=stmem_ptbxl", *SMALL, "task.labels=superdiagnostic_single", f"data.root={folder}"]
+    cost = estimate(checked(compose_choices(typed).tree))
+    assert 0 < counts["Finetune"] < counts["Pretrain"] == cost.num_records
+
+
 def test_there_is_no_estimate_before_the_recordings_can_be_counted(tmp_path):
     assert estimate(checked(compose_choices(["search=stmem_ptbxl", f"data.root={tmp_path}"]).tree)) is None
 

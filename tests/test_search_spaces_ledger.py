@@ -22,14 +22,13 @@ from torch import nn
 from search_spaces import journal
 from search_spaces import ledger as ledger_module
 from search_spaces.compose import compose_choices
-from search_spaces.distributions import apply, parse
+from search_spaces.distributions import parse, run_with
 from search_spaces.journal import Journal, open_study
 from search_spaces.ledger import Ledger, of_one_kind, session_seconds
 from search_spaces.schedulers import make_policy
 from search_spaces.schema import checked
 from trainables.checkpoint import read_description
 from trainables.files import StorageError, read_tensors
-from trainables.settings import Run
 from trainables.state import SavedState, TrainState
 from trainables.study import StudyError, StudyFolder
 from trainables.trial import result_of
@@ -109,10 +108,6 @@ def open_ledger(path, launch):
     tree = launch.model_dump(mode="json", by_alias=True)
     space = parse(launch.space)
 
-    def make_run(params):
-        changed = apply(tree, params, launch.options)
-        return Run.model_validate({key: changed[key] for key in Run.model_fields})
-
     def describe(trial, run):
         return {"trial": trial.number, "epoch": trial.best_epoch, "value": trial.value, "params": trial.params}
 
@@ -120,7 +115,7 @@ def open_ledger(path, launch):
         StudyFolder(path),
         launch,
         space,
-        make_run=make_run,
+        make_run=functools.partial(run_with, launch),
         default_params=space.defaults(tree),
         policy=make_policy(launch.scheduler, launch.task),
         describe=describe,
@@ -499,6 +494,26 @@ def test_a_trial_ends_once(tmp_path):
     check(tmp_path, launch, 1)
 
 
+def test_choices_that_cannot_go_together_end_their_trial_and_not_the_search(tmp_path):
+    launch = launch_of(
+        "scheduler=fifo",
+        "sampler=random",
+        "search.num_trials=12",
+        "seed=1",
+        "task.finetune.min_lr=1e-4",
+        "space.task.finetune.min_lr={log_uniform: [1.0e-5, 1.0e-3]}",  # each end goes with the default rate
+        "space.task.finetune.lr={log_uniform: [1.0e-4, 1.1e-3]}",
+    )
+    run_search(tmp_path, launch, num_results=9)
+    run_search(tmp_path, launch)
+    check(tmp_path, launch, 12)
+    infeasible = [row for row in outcome(tmp_path) if str(row["reason"]).startswith("infeasible: ")]
+    assert infeasible
+    assert {(row["state"], row["epochs"]) for row in infeasible} == {("PRUNED", 0)}
+    assert infeasible[0]["reason"].startswith("infeasible: task.finetune: min_lr must not exceed the peak rate")
+    assert all(row["task.finetune.min_lr"] > row["task.finetune.lr"] for row in infeasible)
+
+
 # -------- population-based training
 
 POPULATION = ("scheduler=pbt", "scheduler.interval_epochs=1", "scheduler.quantile=0.5", "~space.model.mask_ratio")
@@ -533,17 +548,34 @@ def check_ancestors(path):
     return num_exploits
 
 
+def check_bests(path):
+    """A trial's value is the best that came after its last exploit, and its checkpoint is that epoch's."""
+    values = {}
+    for event in events_of(path):
+        if event["event"] == "exploit":
+            values[event["trial"]] = {}
+        elif event["event"] == "epoch" and event["stage"] == "finetune":
+            values.setdefault(event["trial"], {})[event["epoch"]] = event["metrics"][METRIC]
+        elif event["event"] == "trial_ended":
+            assert event["value"] == max(values[event["trial"]].values())
+    for folder in (path / "checkpoints").iterdir():
+        description = read_description(folder)
+        assert description["value"] == values[description["trial"]][description["epoch"]]
+
+
 def test_a_population_killed_at_any_eighth_step_goes_on_from_the_weights_that_its_books_tell_of(tmp_path):
     launch = launch_of(*POPULATION, "search.num_trials=3")
     snapshots = Snapshots(tmp_path / "unbroken", tmp_path / "killed", wanted=range(0, 10_000, 8))
     with snapshots.watching():
         run_population(snapshots.path, launch)
     assert check_ancestors(snapshots.path) >= 2
+    check_bests(snapshots.path)
     unbroken = outcome(snapshots.path)
     assert {row["state"] for row in unbroken} == {"COMPLETE"}
     for killed in snapshots.taken:
         run_population(killed, launch)
         check_ancestors(killed)
+        check_bests(killed)
         assert [row["state"] for row in outcome(killed)] == ["COMPLETE"] * 3
         assert not any((killed / "running").iterdir())
         shutil.rmtree(killed)

@@ -236,3 +236,23 @@ def test_a_sampler_that_cannot_do_the_space_is_refused_by_name(typed, said):
 )
 def test_what_can_be_done_is_not_refused(typed):
     linted(*JOB, BRIEF, *typed)
+
+
+def test_a_rate_that_follows_the_batch_may_have_a_floor_in_every_miniature():
+    linted(
+        *JOB,
+        BRIEF,
+        "task.finetune.lr=null",
+        "task.finetune.base_lr=5e-3",  # 1.6e-4 at batches of 8, and below the floor at the miniature's 3
+        "task.finetune.min_lr=1e-4",
+        "task.finetune.batch_size=8,16",
+        "~space.model.mask_ratio",
+        "~space.task.finetune.layer_decay",
+        "~space.task.pretrain.lr",
+    )
+
+
+def test_a_transform_that_names_the_leads_meets_them_in_the_miniature():
+    leads = "[I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6]"
+    subset = f"{{_target_: data.transforms.LeadSubset, leads: {leads}, keep: [limb]}}"
+    linted(*JOB, BRIEF, f"task.finetune.transforms=[{subset}]", "~space.model.mask_ratio", "~space.task.pretrain.lr")

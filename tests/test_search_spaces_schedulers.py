@@ -8,7 +8,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from search_spaces.compose import compose_choices
-from search_spaces.schedulers import MedianStopping, NoStopping, SuccessiveHalving, make_policy, rungs_of
+from search_spaces.schedulers import (
+    MedianStopping,
+    NoStopping,
+    SuccessiveHalving,
+    exploit_epochs,
+    make_policy,
+    rungs_of,
+)
 from search_spaces.schema import checked
 
 modest = settings(max_examples=40, deadline=None)
@@ -162,3 +169,9 @@ def test_no_scheduler_acts_on_the_first_fine_tuning_epoch_or_the_last(task, num_
 @pytest.mark.parametrize("name", ["fifo", "pbt"])
 def test_these_schedulers_stop_no_trial(task, name):
     assert isinstance(make_policy(launch_of(f"scheduler={name}").scheduler, task), NoStopping)
+
+
+def test_a_population_is_not_compared_on_a_new_head_nor_at_the_end(task):
+    assert exploit_epochs(lasting(task, 3, 5), 2) == {2, 5, 6}
+    assert exploit_epochs(lasting(task, 3, 5, "pretrain"), 1) == {1, 2}
+    assert exploit_epochs(lasting(task, 0, 4, "finetune"), 2) == {2}

@@ -199,14 +199,28 @@ def test_a_model_must_be_a_pretext_task(monkeypatch):
             "task.pretrain.transforms.0: data.transforms.Dropp: there is no class Dropp to build; did you mean Drop?",
         ),
         (
-            "task.pretrain.transforms=[{_target_: data.splits.Split, train: 0, valid: 0, test: 0}]",
-            "task.pretrain.transforms.0._target_: must be a class that can draw, got data.splits.Split",
+            "task.pretrain.transforms=[{_target_: data.synthetic.Synthetic, root: null, source_rate_hz: 100, "
+            "num_patients: 1, seed: 0}]",
+            "task.pretrain.transforms.0._target_: must be a class that can draw, got data.synthetic.Synthetic",
+        ),
+        (
+            "task.pretrain.transforms=[{_target_: data.transforms.LeadSubset, leads: [I, II], keep: [I]}]",
+            "task.pretrain.transforms.0: leads must name each lead of the signal, got 2 names for 12 leads: name those "
+            "of data.leads, in their order",
         ),
         ("data.reader.seed=x", "data.reader.seed: must be a whole number, got 'x'"),
     ],
 )
 def test_readers_and_transforms_are_checked_with_their_keys(typed, expected):
     assert message(check_components, run_of(typed)) == expected
+
+
+def test_a_transform_that_takes_the_runs_signals_is_accepted_without_touching_the_generator():
+    generator = torch.get_rng_state()
+    subset = "{_target_: data.transforms.LeadSubset, leads: [I, II], keep: [I]}"
+    noise = "{_target_: data.transforms.WhiteNoise, amplitude: 0.1}"
+    check_components(run_of("data.leads=[I,II]", f"task.finetune.transforms=[{subset}, {noise}]"))
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_a_component_of_the_configuration_keeps_its_target_and_its_keys_apart():

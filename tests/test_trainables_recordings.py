@@ -80,6 +80,10 @@ def test_validation_records_on_which_nothing_can_be_measured_are_refused(tiny_ru
     assert "\n" not in str(caught.value)
 
 
+def rows_in(recordings, data, fold):
+    return rows_of_fold(recordings.store.index, recordings.labels, data, fold, seed=0)
+
+
 def test_a_fold_is_valid_test_or_a_number(tiny_run, tiny_recordings):
     data, split = tiny_run.data, tiny_recordings.split
     for fold, kind, rows in (
@@ -88,10 +92,10 @@ def test_a_fold_is_valid_test_or_a_number(tiny_run, tiny_recordings):
         (9, "valid", split.valid),
         (10, "test", split.test),
     ):
-        found_kind, found = rows_of_fold(tiny_recordings, data, fold)
+        found_kind, found = rows_in(tiny_recordings, data, fold)
         assert found_kind == kind
         assert np.array_equal(found, rows)
-    kind, rows = rows_of_fold(tiny_recordings, data, 3)
+    kind, rows = rows_in(tiny_recordings, data, 3)
     assert kind == "valid"
     assert set(tiny_recordings.store.index["fold"].to_numpy()[rows]) == {3}
 
@@ -99,9 +103,10 @@ def test_a_fold_is_valid_test_or_a_number(tiny_run, tiny_recordings):
 def test_a_fold_by_number_is_taken_whole_even_where_validation_is_a_part_of_it(tiny_run, tiny_store):
     part = with_data(tiny_run, max_valid_patients=3)
     recordings = open_recordings(part, tiny_store.path)
-    assert len(rows_of_fold(recordings, part.data, "valid")[1]) < len(rows_of_fold(recordings, part.data, 9)[1])
+    assert np.array_equal(rows_in(recordings, part.data, "valid")[1], recordings.split.valid)
+    assert len(rows_in(recordings, part.data, "valid")[1]) < len(rows_in(recordings, part.data, 9)[1])
 
 
 def test_an_unknown_fold_is_refused_with_those_there_are(tiny_run, tiny_recordings):
     with pytest.raises(DataError, match=r"evaluate\.fold must be .* one of 1, 2, 3, .*, 10, got 11"):
-        rows_of_fold(tiny_recordings, tiny_run.data, 11)
+        rows_in(tiny_recordings, tiny_run.data, 11)

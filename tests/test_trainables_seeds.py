@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.seeds import FINETUNE, INITIALISATION, PRETRAIN, PROBE, generator_of, seed_of
+from trainables.seeds import FINETUNE, INITIALISATION, PRETRAIN, generator_of, seed_of
 
 places = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 
@@ -26,7 +26,7 @@ def test_a_place_draws_the_same_numbers_whatever_was_drawn_before():
 
 
 def test_the_purposes_are_different_places():
-    assert len({INITIALISATION, PRETRAIN, FINETUNE, PROBE}) == 4
+    assert len({INITIALISATION, PRETRAIN, FINETUNE}) == 3
 
 
 def test_a_seed_fits_what_torch_takes():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainables.classify import enter_finetune, fresh_encoder
-from trainables.files import StorageError, read_bytes, write_tensors
+from trainables.files import StorageError, write_tensors
 from trainables.loops import train
 from trainables.pretrain import enter_pretrain
 from trainables.state import (
@@ -185,56 +185,24 @@ def test_tensors_that_are_no_state_are_refused(tmp_path):
         read_place(tmp_path)
 
 
-def next_best(state):
-    state.finish_epoch({"val/auroc": state.epoch + 1.0})
-    state.offer(state.history[-1]["metrics"], state.model)
-
-
-def test_a_copied_state_is_the_one_that_was_saved(trained, tmp_path):
+def test_a_copied_state_is_the_one_that_was_saved_without_its_best_epoch(trained, tmp_path):
     _, state, folder = trained
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / LAST).write_text("what the trial had before")
-    copy_state(folder, tmp_path / "other")
-    assert read_place(tmp_path / "other") == read_place(folder)
-    copied = SavedState.load(tmp_path / "other")
-    torch.testing.assert_close(copied.best_weights, state.best_weights, rtol=0, atol=0)
+    assert copy_state(folder, tmp_path / "other") == state.epoch
+    saved, copied = SavedState.load(folder), SavedState.load(tmp_path / "other")
+    assert (copied.epoch, copied.stage, copied.stage_epoch) == (saved.epoch, saved.stage, saved.stage_epoch)
+    assert copied.history == saved.history
+    torch.testing.assert_close(copied.tensors, saved.tensors, rtol=0, atol=0)
+    assert saved.best is not None
+    assert (copied.best, copied.best_weights) == (None, {})
 
 
-def test_a_state_without_a_best_epoch_is_copied_too(trained, tmp_path):
-    _, state, folder = trained
-    state.best = None
-    state.save(folder)
-    copy_state(folder, tmp_path / "other")
-    assert [path.name for path in (tmp_path / "other").iterdir()] == [LAST]
-    assert SavedState.load(tmp_path / "other").best is None
-
-
-def test_a_state_that_is_saved_while_it_is_copied_is_copied_whole(trained, tmp_path, monkeypatch):
-    _, state, folder = trained
-    saves = iter(range(2))
-
-    def read_and_save(path):
-        content = read_bytes(path)
-        if path == folder / LAST and next(saves, None) is not None:  # the trial goes on just after it was read
-            next_best(state)
-            state.save(folder)
-        return content
-
-    monkeypatch.setattr("trainables.state.read_bytes", read_and_save)
-    copy_state(folder, tmp_path / "other")
-    copied = SavedState.load(tmp_path / "other")
-    assert copied.epoch == copied.best.epoch == 3
-
-
-def test_a_state_without_its_best_weights_is_not_copied(trained, tmp_path):
-    _, _, folder = trained
-    (folder / "best-0001.safetensors").unlink()
-    with pytest.raises(StorageError, match="best-0001.safetensors cannot be read: No such file"):
-        copy_state(folder, tmp_path / "other")
-    assert not (tmp_path / "other").exists()
-    (folder / LAST).write_bytes(b"no state")
+def test_what_is_no_state_is_not_copied(tmp_path):
+    (tmp_path / LAST).write_bytes(b"no state")
     with pytest.raises(StorageError, match="cannot be read as safetensors"):
-        copy_state(folder, tmp_path / "other")
+        copy_state(tmp_path, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def finetuned(run, recordings, **changes):

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from data.labels import Labels
 from data.record import DataError, Record, lead_name
-from data.store import MV_PER_UNIT, prepare_signal
+from data.store import MV_PER_UNIT, Store, prepare_signal
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
 from trainables.files import StorageError, copy_atomically, read_bytes, read_tensors, write_atomically
@@ -81,23 +82,47 @@ def read_description(folder: Path) -> dict[str, Any]:
     return checked
 
 
-def keep_run(folder: Path, run: Run, recordings: Recordings, best: dict[str, Any], metric: str) -> Path:
-    """Make a checkpoint of a run that was trained in `folder`; return its own folder."""
-    kept = folder / "checkpoint"
-    copy_atomically(best_path(folder, best["epoch"]), kept / WEIGHTS)
-    description = {
-        "trial": None,
+def description_of(
+    run: Run,
+    recordings: Recordings,
+    best: Mapping[str, Any],
+    metric: str,
+    *,
+    trial: int | None = None,
+    params: Mapping[str, Any] | None = None,
+    exploits: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """What a checkpoint's JSON says.
+
+    Args:
+        run: that trained it.
+        recordings: of the run.
+        best: "epoch", "value" and "metrics" of the epoch that is kept.
+        metric: what it was judged by.
+        trial: its number in a study; None for a single run.
+        params: the trial's choices by dotted name.
+        exploits: when it went on from other trials' weights (population-based training).
+    """
+    return {
+        "trial": trial,
         "epoch": best["epoch"],
         "value": best["value"],
         "metric": metric,
         "metrics": best["metrics"],
-        "params": {},
+        "params": dict(params or {}),
+        "exploits": list(exploits),
         "contract": contract_of(run, recordings),
         "run": run.model_dump(mode="json", by_alias=True),
         "store": recordings.store.hash,
         "git_revision": git_revision(),
     }
-    describe(kept, description)
+
+
+def keep_run(folder: Path, run: Run, recordings: Recordings, best: dict[str, Any], metric: str) -> Path:
+    """Make a checkpoint of a run that was trained in `folder`; return its own folder."""
+    kept = folder / "checkpoint"
+    copy_atomically(best_path(folder, best["epoch"]), kept / WEIGHTS)
+    describe(kept, description_of(run, recordings, best, metric))
     return kept
 
 
@@ -121,6 +146,30 @@ class Checkpoint:
     def classes(self) -> list[str]:
         """What the columns of `predict` mean."""
         return list(self.contract["classes"])
+
+    def labels_in(self, store: Store, protocol: str) -> Labels:
+        """The labels of a store's records, a column for each of the model's classes.
+
+        Args:
+            store: prepared under the contract, not necessarily of the source that the model was trained on.
+            protocol: name of the store's label protocol to hold the answers against.
+
+        Raises:
+            DataError: if it is of another kind than the model's, or lacks one of its classes.
+        """
+        labels = store.labels(protocol)
+        if labels.kind != self.contract["label_kind"]:
+            raise DataError(
+                f"the model answers {self.contract['label_kind']}, the labels {protocol} are {labels.kind}: type "
+                "task.labels=NAME with another label protocol of these recordings"
+            )
+        if lacking := [name for name in self.classes if name not in labels.classes]:
+            raise DataError(
+                f"the labels {protocol} must have the model's classes {', '.join(self.classes)}, they lack "
+                f"{', '.join(lacking)} and have {', '.join(labels.classes)}: type task.labels=NAME, or rename them "
+                "at the source"
+            )
+        return store.labels(protocol, self.classes)
 
     def predict(self, signal_mv: NDArray[Any], sampling_rate_hz: float, leads: Sequence[str]) -> NDArray[np.float32]:
         """Probabilities of one raw recording, prepared under the contract.
@@ -201,6 +250,17 @@ def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
             f"type data.leads=[{','.join(contract['leads'])}] or some of these"
         )
     return description
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint; the target is one only once it is whole.
+
+    Raises:
+        StorageError: if `source` is no checkpoint, or on a full or read-only disk.
+    """
+    description = read_description(source)
+    copy_atomically(source / WEIGHTS, target / WEIGHTS)
+    write_atomically(target / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def weights_digest(folder: Path) -> str:

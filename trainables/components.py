@@ -13,11 +13,14 @@ import inspect
 import pkgutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from trainables.settings import Component, Data, Run
+
+if TYPE_CHECKING:
+    from data.transforms import Transform
 
 PACKAGES = ("models", "data", "trainables")
 """Where a `_target_` may point to."""
@@ -244,18 +247,31 @@ def _unfilled() -> AbstractContextManager[Any]:
 
 
 def check_components(run: Run) -> None:
-    """Build the run's reader and transforms; nothing is read and nothing changed.
+    """Build the run's reader and transforms, and try each transform on one silent crop; nothing is read or changed.
 
     Raises:
-        ComponentError: naming the key that cannot be.
+        ComponentError: naming the key that cannot be, or whose transform cannot take the run's signals.
     """
     _check_built("data.reader", run.data.reader, {"root": None, "source_rate_hz": run.data.source_rate_hz}, "table")
     for stage in ("pretrain", "finetune"):
         for number, transform in enumerate(getattr(run.task, stage).transforms):
-            _check_built(f"task.{stage}.transforms.{number}", transform, {}, "draw")
+            key = f"task.{stage}.transforms.{number}"
+            _check_applied(key, _check_built(key, transform, {}, "draw"), run.data)
 
 
-def _check_built(key: str, component: Component, provided: dict[str, Any], does: str) -> None:
+def _check_applied(key: str, transform: Transform, data: Data) -> None:
+    """Change one crop of zeros, of shape (1, C, T), as training would."""
+    import torch  # only here: a run without transforms is checked without it
+
+    shape = (1, len(data.leads), data.window_samples)
+    try:
+        # a generator of its own: the numbers of a run must not depend on whether it was checked
+        transform.apply(torch.zeros(shape), transform.draw(shape, torch.Generator().manual_seed(0)))
+    except ValueError as error:
+        raise ComponentError(f"{key}: {error}") from error
+
+
+def _check_built(key: str, component: Component, provided: dict[str, Any], does: str) -> Any:
     """Build a component that must have a method called `does`."""
     check(component, provided, at=key)
     try:
@@ -264,3 +280,4 @@ def _check_built(key: str, component: Component, provided: dict[str, Any], does:
         raise ComponentError(f"{key}: {error}") from error
     if not hasattr(built, does):
         raise ComponentError(f"{key}._target_: must be a class that can {does}, got {component.target}")
+    return built

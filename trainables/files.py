@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -98,20 +97,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         StorageError: if the file is missing or damaged.
     """
     return _read(path, tensors=False)[1]
-
-
-def metadata_in(content: bytes, path: Path) -> dict[str, str]:
-    """What travels in the header of a safetensors file's content, read from `path`.
-
-    Raises:
-        StorageError: if it is damaged.
-    """
-    length = int.from_bytes(content[:8], "little")
-    try:
-        metadata: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{path} cannot be read as safetensors ({error}): restore it or delete it") from error
-    return metadata
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

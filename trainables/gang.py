@@ -94,6 +94,7 @@ class Gang:
     def _fit(self, trainer: TorchTrainer) -> None:
         try:
             trainer.fit()
+            ray.get(self._mailbox.put.remote({FAILED: "they ended before their last epoch"}))  # if one still waits
         except Exception as error:  # noqa: BLE001  whatever ended the gang must reach the trial that waits for it
             ray.get(self._mailbox.put.remote({FAILED: " ".join(str(error).split())}))
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 import torchmetrics
 from numpy.typing import NDArray
 
-Kind = Literal["multilabel", "single_label"]
+from data.labels import Kind
 
 
 def metric_key(name: str) -> str:

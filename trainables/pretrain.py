@@ -59,7 +59,7 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
     stage = run.task.pretrain
     batches = TrainBatches(
         recordings.store,
-        recordings.split.train,
+        recordings.split.pretrain,
         targets=None,
         window=window_of(run.data),
         batch_size=stage.batch_size,

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from data.labels import Labels
 from data.loaders import Window
 from data.record import DataError, Reader
-from data.splits import Split, absent_classes, split
+from data.splits import Split, absent_classes, labelled_rows, split, valid_rows
 from data.store import Preparation, Store
 from trainables.components import build
 from trainables.settings import Data, Run
@@ -92,27 +93,31 @@ def _opened(path: Path, data_json: str, protocol: str, classes: tuple[str, ...] 
     return Recordings(store, labels, rows, np.array(present, dtype=np.int64))
 
 
-def rows_of_fold(recordings: Recordings, data: Data, fold: str | int) -> tuple[str, NDArray[np.int64]]:
-    """The labelled rows that an evaluation is made on.
+def rows_of_fold(
+    index: pd.DataFrame, labels: Labels, data: Data, fold: str | int, *, seed: int
+) -> tuple[str, NDArray[np.int64]]:
+    """The labelled rows that an evaluation is made on; nothing need be there to train on.
 
     Args:
-        recordings: opened.
+        index: of a store.
+        labels: of its rows.
         data: says which folds are for what.
-        fold: "valid" (as subsampled for the search), "test", or the number of one.
+        fold: "valid" (as subsampled for a search), "test", or the number of one.
+        seed: of the subsample.
 
     Returns:
         "valid" or "test", what the rows count as, and the rows. A fold by number is taken whole; it counts as test
         where it is one of the test folds.
 
     Raises:
-        DataError: if no labelled recording has that number.
+        DataError: if no labelled recording is in it.
     """
     if fold == "valid":
-        return "valid", recordings.split.valid
+        return "valid", valid_rows(index, labels, data.valid_folds, max_patients=data.max_valid_patients, seed=seed)
     if fold == "test":
-        return "test", recordings.split.test
-    numbers = recordings.store.index["fold"].to_numpy()
-    rows = np.flatnonzero((numbers == fold) & recordings.labels.labelled)
+        return "test", labelled_rows(index, labels, "test_folds", data.test_folds)
+    numbers = index["fold"].to_numpy()
+    rows = np.flatnonzero((numbers == fold) & labels.labelled)
     if not len(rows):
         known = ", ".join(map(str, np.unique(numbers)))
         raise DataError(f"evaluate.fold must be valid, test or a fold with labels, one of {known}, got {fold}")

@@ -7,7 +7,7 @@ does.
 import numpy as np
 import torch
 
-INITIALISATION, PRETRAIN, FINETUNE, PROBE = range(4)
+INITIALISATION, PRETRAIN, FINETUNE = range(3)
 """First part of a place: what the randomness is for."""
 
 

@@ -231,8 +231,9 @@ class Cluster(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.gpus_per_worker != "auto" and (self.gpus_per_worker < 0 or math.isnan(self.gpus_per_worker)):
-            raise ValueError(f"gpus_per_worker must be auto or at least 0, got {self.gpus_per_worker}")
+        gpus = 0.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
+        if not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
+            raise ValueError(f"gpus_per_worker must be auto, a share of one GPU or a whole number, got {gpus}")
         if self.max_concurrent_trials != "auto" and self.max_concurrent_trials < 1:
             raise ValueError(f"max_concurrent_trials must be auto or at least 1, got {self.max_concurrent_trials}")
         return self

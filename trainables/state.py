@@ -20,11 +20,8 @@ from torch import Tensor, nn
 
 from trainables.files import (
     StorageError,
-    metadata_in,
-    read_bytes,
     read_metadata,
     read_tensors,
-    write_atomically,
     write_tensors,
     writing_to,
 )
@@ -216,24 +213,20 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def copy_state(source: Path, target: Path) -> None:
-    """Put a copy of the state in `source` into `target`, in the place of what is there.
+def copy_state(source: Path, target: Path) -> int:
+    """Put a copy of the state in `source` into `target`, in the place of what is there, without its best epoch.
 
-    Both may be saved while this runs: a file is replaced as a whole, but the best weights and the state are two files.
+    What goes on from the copy has other settings, and its best is to be one that these have made. `source` may be
+    saved while this runs.
+
+    Returns:
+        The epoch at which the copy stands.
 
     Raises:
         StorageError: if `source` holds no whole state, or on a full or read-only disk.
     """
-    while True:
-        last = read_bytes(source / LAST)
-        place = _place_in(metadata_in(last, source / LAST), source / LAST)
-        best = None if place["best"] is None else place["best"]["epoch"]
-        try:
-            weights = b"" if best is None else read_bytes(best_path(source, best))
-            break
-        except StorageError:
-            if read_bytes(source / LAST) == last:  # else a better epoch was saved meanwhile
-                raise
-    if best is not None:
-        write_atomically(best_path(target, best), weights)
-    write_atomically(target / LAST, last)
+    tensors, metadata = read_tensors(source / LAST)
+    place = _place_in(metadata, source / LAST) | {"best": None}
+    write_tensors(target / LAST, tensors, {"state": json.dumps(place)})
+    epoch: int = place["epoch"]
+    return epoch

@@ -34,7 +34,7 @@ class StudyFolder:
 
     @property
     def configuration(self) -> Path:
-        """The resolved configuration that the study began with."""
+        """The resolved configuration of the study's last launch."""
         return self.path / "study.yaml"
 
     @property
@@ -58,6 +58,11 @@ class StudyFolder:
         return self.path / "checkpoints"
 
     @property
+    def encoder(self) -> Path:
+        """A copy of the checkpoint that all trials start from (task.encoder), where they do."""
+        return self.path / "encoder"
+
+    @property
     def report(self) -> Path:
         """The report, its figures and the predictions behind them."""
         return self.path / "report"
@@ -77,7 +82,7 @@ class StudyFolder:
         return self.path / "running" / f"{number:04d}"
 
     def read_configuration(self) -> dict[str, Any]:
-        """The configuration that the study began with.
+        """The configuration of the study's last launch.
 
         Raises:
             StudyError: if there is no study in the folder, or its configuration is damaged.

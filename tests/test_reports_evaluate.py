@@ -1,0 +1,156 @@
+"""The one place that opens the test fold: what is predicted once is not predicted again, and nothing is mixed up."""
+
+import os
+
+import pandas as pd
+import pytest
+
+from data.record import DataError
+from reports.evaluate import evaluate_checkpoint, evaluate_study
+from reports.folder import PREDICTIONS, read_study
+from reports.report import build
+from trainables.checkpoint import WEIGHTS, describe, description_of, load
+from trainables.classify import enter_finetune, fresh_encoder
+from trainables.files import write_tensors
+from trainables.recordings import open_recordings
+from trainables.state import TrainState
+from trainables.study import StudyFolder
+from trainables.workers import Workers
+
+ALONE = Workers()
+
+
+def put(study, name, run, recordings, trial):
+    """A checkpoint whose weights depend on the trial."""
+    state = TrainState("val/auroc", maximize=True)
+    enter_finetune(run, state, fresh_encoder(run), recordings, ALONE, resumed=True)
+    weights = {name: tensor + trial / 100 for name, tensor in state.model.state_dict().items()}
+    folder = study.checkpoints / name
+    write_tensors(folder / WEIGHTS, weights, {})
+    best = {"epoch": 1, "value": 0.5, "metrics": {}}
+    describe(folder, description_of(run, recordings, best, "val/auroc", trial=trial))
+    return folder
+
+
+def opened(study):
+    return [(e["model"], e["trial"]) for e in study.read_events() if e["event"] == "test_fold_opened"]
+
+
+@pytest.fixture
+def study(tmp_path, tiny_run, tiny_recordings):
+    study = StudyFolder(tmp_path / "study")
+    study.write_configuration({"search": {"name": "s", "metric": "val/auroc"}})
+    study.record("study_started", store=tiny_recordings.store.hash)
+    put(study, "default", tiny_run, tiny_recordings, 0)
+    put(study, "best_1", tiny_run, tiny_recordings, 3)
+    return study
+
+
+def evaluate(study, store):
+    return evaluate_study(study, store.path, ALONE)
+
+
+def test_each_model_is_passed_over_the_test_fold_once(study, tiny_store):
+    assert evaluate(study, tiny_store) == 3
+    assert opened(study) == [("best", 3), ("random_encoder", None), ("default_configuration", 0)]
+    assert evaluate(study, tiny_store) == 0
+    assert len(opened(study)) == 3
+    predictions = read_study(study.path).predictions
+    assert {name: of.made_by["trial"] for name, of in predictions.items()} == {
+        "best": 3,
+        "random_encoder": None,
+        "default_configuration": 0,
+    }
+
+
+def test_the_default_configuration_as_the_best_trial_is_passed_over_it_once(study, tiny_run, tiny_recordings):
+    put(study, "best_1", tiny_run, tiny_recordings, 0)
+    assert evaluate(study, tiny_recordings.store) == 2
+    files = [(study.report / PREDICTIONS[name]).read_bytes() for name in ("best", "default_configuration")]
+    assert files[0] == files[1]
+    put(study, "best_1", tiny_run, tiny_recordings, 3)  # the study was extended
+    assert evaluate(study, tiny_recordings.store) == 1
+    assert opened(study) == [("best", 0), ("random_encoder", None), ("best", 3)]
+
+
+def test_a_look_beside_the_study_is_pointed_out_and_one_at_other_recordings_is_not(study, tiny_run, tiny_recordings):
+    put(study, "best_1", tiny_run, tiny_recordings, 0)
+    evaluate(study, tiny_recordings.store)
+    study.record("test_fold_opened", model="best_1", trial=0, records=9, store="a store of other recordings")
+    assert "The test fold was opened" not in build(study.path, num_resamples=20).read_text()
+    study.record("test_fold_opened", model="best_1", trial=0, records=9, store=tiny_recordings.store.hash)
+    page = build(study.path, num_resamples=20).read_text()
+    assert "The test fold was opened 3 times for 2 models" in page
+
+
+def test_a_report_never_shows_another_trials_figures_as_the_best_ones(study, tiny_run, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    put(study, "best_1", tiny_run, tiny_recordings, 7)
+    read = read_study(study.path)
+    assert read.outdated == 3
+    assert "best" not in read.predictions
+    page = build(study.path, num_resamples=20).read_text()
+    assert "Trial 7 has become the best since trial 3 was evaluated on the test fold" in page
+    evaluate(study, tiny_recordings.store)
+    read = read_study(study.path)
+    assert read.outdated is None
+    assert read.predictions["best"].made_by["trial"] == 7
+
+
+def test_a_pass_that_was_interrupted_is_made_again_and_counted_again(study, tiny_run, tiny_recordings, monkeypatch):
+    evaluate(study, tiny_recordings.store)
+    put(study, "best_1", tiny_run, tiny_recordings, 7)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)  # of the driver, when the predictions are to be kept
+        patch.setattr("pathlib.Path.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(study, tiny_recordings.store)
+    assert read_study(study.path).outdated == 3
+    assert evaluate(study, tiny_recordings.store) == 1
+    assert [trial for model, trial in opened(study) if model == "best"] == [3, 7, 7]
+    assert read_study(study.path).predictions["best"].made_by["trial"] == 7
+
+
+def test_the_random_encoder_has_the_best_trials_architecture(study, tiny_run, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    masked = tiny_run.model.model_copy(update={"mask_ratio": 0.5})  # of no account to an encoder
+    put(study, "best_1", tiny_run.model_copy(update={"model": masked}), tiny_recordings, 4)
+    evaluate(study, tiny_recordings.store)
+    assert [model for model, _ in opened(study)].count("random_encoder") == 1
+    other = tiny_run.model.model_copy(update={"num_sep_tokens": 2})
+    put(study, "best_1", tiny_run.model_copy(update={"model": other}), tiny_recordings, 5)
+    evaluate(study, tiny_recordings.store)
+    assert [model for model, _ in opened(study)].count("random_encoder") == 2
+
+
+@pytest.mark.parametrize("place", ["checkpoints/best_1", "again/trial_0003/checkpoint"])
+def test_a_checkpoint_of_a_study_is_counted_in_the_study(study, tiny_run, tiny_recordings, place):
+    folder = put(study, f"../{place}", tiny_run, tiny_recordings, 3).resolve()
+    checkpoint, store = load(folder), tiny_recordings.store
+    labels = checkpoint.labels_in(store, tiny_run.task.labels)
+    for split, times in (("valid", 0), ("test", 1)):
+        rows = getattr(tiny_recordings.split, split)
+        table = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, ALONE)
+        assert table["split"].unique().tolist() == [split]
+        assert len(opened(study)) == times
+
+
+def test_answers_are_held_against_the_classes_that_they_are_about(study, tiny_run, tiny_recordings):
+    task = tiny_run.task.model_copy(update={"classes": ["MI", "NORM"]})
+    run = tiny_run.model_copy(update={"task": task})
+    folder = put(study, "best_1", run, open_recordings(run, tiny_recordings.store.path), 3)
+    checkpoint, store = load(folder), tiny_recordings.store
+    labels = checkpoint.labels_in(store, "superdiagnostic")  # which has five, in another order
+    rows = tiny_recordings.split.test
+    table = evaluate_checkpoint(checkpoint, folder, store, labels, rows, "test", ALONE)
+    assert [name for name in table if name.startswith(("y_", "p_"))] == ["y_MI", "y_NORM", "p_MI", "p_NORM"]
+    whole = dict(zip(tiny_recordings.labels.classes, tiny_recordings.targets(rows).T, strict=True))
+    pd.testing.assert_series_equal(table["y_MI"], pd.Series(whole["MI"]), check_dtype=False, check_names=False)
+    with pytest.raises(DataError, match="they lack MI, NORM and have .*: type task.labels=NAME"):
+        checkpoint.labels_in(store, "rhythm")
+    with pytest.raises(DataError, match="answers multilabel, the labels superdiagnostic_single are single_label"):
+        checkpoint.labels_in(store, "superdiagnostic_single")

@@ -1,0 +1,60 @@
+"""What the cluster can hold, and what Tune's results are to the ledger."""
+
+import pytest
+
+from search_spaces.tuning import concurrency, gpus_of, unflattened
+from trainables.settings import Cluster
+from trainables.study import StudyError
+
+
+def cluster(**changes):
+    settings = {
+        "workers_per_trial": 1,
+        "cpus_per_worker": 1,
+        "gpus_per_worker": "auto",
+        "max_concurrent_trials": "auto",
+    }
+    return Cluster(address=None, num_cpus=None, **(settings | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "num_gpus", "at_a_time"),
+    [
+        ({}, [{"CPU": 2}], 0, 2),
+        ({"cpus_per_worker": 3}, [{"CPU": 4}, {"CPU": 4}], 0, 2),  # a worker is never spread over two nodes
+        ({"workers_per_trial": 2}, [{"CPU": 1}, {"CPU": 1}], 0, 1),  # a gang may be
+        ({}, [{"CPU": 16, "GPU": 1}, {"CPU": 4}], 1, 1),  # CPUs without a GPU hold none
+        ({}, [{"CPU": 16, "GPU": 2}], 0.25, 8),
+        ({"max_concurrent_trials": 3}, [{"CPU": 16}], 0, 3),
+        ({"max_concurrent_trials": 30}, [{"CPU": 16}], 0, 16),
+    ],
+)
+def test_as_many_trials_run_at_a_time_as_the_nodes_hold(changes, nodes, num_gpus, at_a_time):
+    assert concurrency(cluster(**changes), nodes, num_gpus) == at_a_time
+
+
+def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is():
+    with pytest.raises(StudyError, match=r"needs 1 x \(8 CPU\), each on one node, .* have 4 CPU and 0 GPU; 4 CPU") as e:
+        concurrency(cluster(cpus_per_worker=8), [{"CPU": 4}, {"CPU": 4}], 0)
+    assert "\n" not in str(e.value)
+    with pytest.raises(StudyError, match=r"needs 2 x \(1 CPU and 1 GPU\)"):
+        concurrency(cluster(workers_per_trial=2), [{"CPU": 16, "GPU": 1}], 1)
+
+
+def test_a_worker_has_one_gpu_where_there_are_any_unless_told_otherwise():
+    assert gpus_of(cluster(), 0) == 0
+    assert gpus_of(cluster(), 4) == 1
+    assert gpus_of(cluster(gpus_per_worker=0.25), 4) == 0.25
+    assert gpus_of(cluster(gpus_per_worker=0), 4) == 0
+
+
+@pytest.mark.parametrize("gpus", [-1, 1.5, float("nan"), float("inf")])
+def test_gpus_that_ray_cannot_give_are_refused(gpus):
+    with pytest.raises(ValueError, match="gpus_per_worker must be auto, a share of one GPU or a whole number"):
+        cluster(gpus_per_worker=gpus)
+
+
+def test_metrics_come_back_under_their_own_names():
+    ours = {"epoch": 2, "stage": "pretrain", "seconds": 1.0, "value": None, "best_epoch": None, "finished": False}
+    flat = ours | {"reason": None, "metrics/val/auroc": 0.7, "metrics/train/loss": 1.0, "training_iteration": 2}
+    assert unflattened(flat) == ours | {"reason": None, "metrics": {"val/auroc": 0.7, "train/loss": 1.0}}
