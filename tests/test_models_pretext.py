@@ -6,31 +6,32 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.mlae import MLAE
+from models.mtae import MTAE
 from models.st_mem import STMEM
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def tiny_st_mem(**changes):
-    keys = {
-        "leads": ["I", "II", "V2"],
-        "num_samples": 80,
-        "sampling_rate_hz": 100,
-        "size": "tiny",
-        "patch_duration_s": 0.1,
-        "mask_ratio": 0.5,
-        "num_sep_tokens": 2,
-        "norm_pix_loss": True,
-        "standardize_patches": True,
-        "decoder_width": 64,
-        "decoder_depth": 1,
-        "decoder_heads": 1,
-    }
-    return STMEM(**(keys | changes))
+TINY = {
+    "leads": ["I", "II", "V2"],
+    "num_samples": 80,
+    "sampling_rate_hz": 100,
+    "size": "tiny",
+    "mask_ratio": 0.5,
+    "norm_pix_loss": True,
+    "standardize_patches": True,
+    "decoder_width": 64,
+    "decoder_depth": 1,
+    "decoder_heads": 1,
+}
 
-
-TASKS = {"st_mem": tiny_st_mem}
-FIXED = {"st_mem": {"encoder.positions"}}
+TASKS = {
+    "st_mem": lambda: STMEM(**TINY, patch_duration_s=0.1, num_sep_tokens=2),
+    "mtae": lambda: MTAE(**TINY, patch_duration_s=0.1),
+    "mlae": lambda: MLAE(**TINY),
+}
+FIXED = {name: {"encoder.positions"} for name in TASKS}
 """Parameters that pre-training holds fixed."""
 
 
