@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +143,16 @@ def check_reach(launch: Launch, space: Space, leaf: Leaf, kind: Kind) -> None:
         return
 
     settled = _without_floor(launch, leaf.key)
-
-    def numbers_with(values: Mapping[str, Any]) -> str:
-        return fingerprint(run_with(launch, {**settled, **values}), leaf.key, metric=launch.search.metric, kind=kind)
-
     ends = extremes(leaf)
     tried = TELLING.get(leaf.key.rpartition(".")[2], ends)
     for context in contexts(leaf, space):
-        own = numbers_with(context)
-        if len(ends) > 1 and all(numbers_with(context | {leaf.key: value}) == own for value in tried):
+        chosen = [context, *(context | {leaf.key: value} for value in tried)]
+        runs = [run_with(launch, {**settled, **values}) for values in chosen]
+        # the same for all of them: another number of leads gives other numbers by itself
+        leads = launch.data.leads[:2] if all(map(_runs_on_two_leads, runs)) else launch.data.leads
+        numbers = (fingerprint(run, leaf.key, leads, metric=launch.search.metric, kind=kind) for run in runs)
+        own = next(numbers)
+        if len(ends) > 1 and all(number == own for number in numbers):
             raise ChoiceError(
                 f"space.{leaf.key}: changes nothing in this run: {written(ends[0])} and {written(ends[-1])} give the "
                 f"same numbers; take it out with ~space.{leaf.key}"
@@ -167,18 +167,30 @@ def _without_floor(launch: Launch, key: str) -> dict[str, Any]:
     return {f"{stage}.min_lr": 0.0} if follows else {}
 
 
-def fingerprint(run: Run, key: str, *, metric: str, kind: Kind) -> str:
+def _runs_on_two_leads(run: Run) -> bool:
+    """Whether a miniature may have two leads: the model can be built for them, and no transform names more."""
+    if any("leads" in one.arguments for one in (*run.task.pretrain.transforms, *run.task.finetune.transforms)):
+        return False
+    try:
+        build_pretext(miniature(run, "", run.data.leads[:2]))
+    except ValueError:  # e.g. it hides whole leads
+        return False
+    return True
+
+
+def fingerprint(run: Run, key: str, leads: list[str], *, metric: str, kind: Kind) -> str:
     """A hash of all numbers that a miniature of the run ends with.
 
     Args:
         run: of any size.
         key: the one whose effect is asked for; it is not scaled down.
+        leads: of the miniature.
         metric: what the run is judged by.
         kind: of its labels.
     """
     # the miniature is always tiny: that another size gives other numbers goes without trying
     size = run.model.arguments.get("size")
-    return f"{size} {_fingerprint(miniature(run, key).model_dump_json(by_alias=True), metric, kind)}"
+    return f"{size} {_fingerprint(miniature(run, key, leads).model_dump_json(by_alias=True), metric, kind)}"
 
 
 @functools.lru_cache(maxsize=256)
@@ -204,11 +216,8 @@ def _fingerprint(run_json: str, metric: str, kind: Kind) -> str:
     return digest.hexdigest()
 
 
-def miniature(run: Run, key: str) -> Run:
-    """The run with the smallest size and one epoch of two batches a stage; `key` stays as it is.
-
-    It has two leads, or all of them where a transform names them.
-    """
+def miniature(run: Run, key: str, leads: list[str]) -> Run:
+    """The run with the smallest size, these leads, and one epoch of two batches a stage; `key` stays as it is."""
 
     def small(stage: Any, name: str) -> Any:
         changed: dict[str, Any] = {"num_epochs": 1}
@@ -221,8 +230,6 @@ def miniature(run: Run, key: str) -> Run:
     task = run.task
     probe = task.probe if key.startswith("task.probe.") else task.probe.model_copy(update={"l2": 1.0})  # solved soon
     model = run.model.model_copy(update={"size": "tiny"}) if "size" in run.model.arguments else run.model
-    transforms = (*task.pretrain.transforms, *task.finetune.transforms)
-    leads = run.data.leads if any("leads" in one.arguments for one in transforms) else run.data.leads[:2]
     stages = {"pretrain": small(task.pretrain, "pretrain"), "finetune": small(task.finetune, "finetune")}
     return run.model_copy(
         update={

@@ -39,6 +39,8 @@ def refusal(*typed):
 SHIPPED = {
     "joint": JOB,
     "joint on labels of one kind a record": (*JOB, "task.labels=superdiagnostic_single"),
+    "mtae": ("search=mtae_ptbxl", *JOB[1:]),
+    "mlae": ("search=mlae_ptbxl", *JOB[1:]),
     "pretrain": ("search=stmem_ptbxl_pretrain", *JOB[1:]),
     "finetune": FINETUNE,
     "linear probe": (*FINETUNE, "task.finetune.mode=linprobe"),
