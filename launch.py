@@ -277,12 +277,12 @@ def with_own_encoder(launch: Launch, study: StudyFolder) -> Launch:
     """
     if launch.task.encoder is None:
         return launch
-    from trainables.checkpoint import copy_checkpoint, weights_digest
+    from trainables.checkpoint import DESCRIPTION, copy_checkpoint, weights_digest
     from trainables.loops import first_encoder
     from trainables.study import StudyError
 
     given = Path(launch.task.encoder)
-    if not (study.encoder / "checkpoint.json").exists():
+    if not (study.encoder / DESCRIPTION).exists():
         first_encoder(launch.run)  # refuses what no trial could start from
         copy_checkpoint(given, study.encoder)
     elif given.exists() and weights_digest(given) != weights_digest(study.encoder):
@@ -502,15 +502,13 @@ def train_once(
 
 def check_same_run(folder: Path, launch: Launch, run: Run, store_hash: str) -> None:
     """Refuse to go on in a folder where another run was trained; write down which one is trained there."""
-    from search_spaces.schema import UNCHANGED_BY, dotted
+    from search_spaces.schema import dotted, without_places
     from trainables.files import write_atomically
     from trainables.study import StudyError
 
     tree = run.model_dump(mode="json", by_alias=True)
-    tree["data"] = {key: value for key, value in tree["data"].items() if key not in UNCHANGED_BY}
-    del tree["task"]["encoder"]
     search = {"metric": launch.search.metric, "direction": launch.search.direction}
-    now = {**tree, "search": search, "store": store_hash}
+    now = {**tree, **without_places(run), "search": search, "store": store_hash}
     path = folder / "run.json"
     if path.exists():
         before = dotted(json.loads(path.read_bytes()))
@@ -524,12 +522,10 @@ def check_same_run(folder: Path, launch: Launch, run: Run, store_hash: str) -> N
 
 
 def gpus_here(launch: Launch) -> float:
-    """GPUs for what this process computes itself: as each worker of a trial would have, as far as there are any."""
+    """GPUs for what this process computes itself: as each worker of a trial would have."""
     import torch
 
-    if not torch.cuda.is_available():
-        return 0.0
-    return 1.0 if launch.cluster.gpus_per_worker == "auto" else launch.cluster.gpus_per_worker
+    return launch.cluster.gpus_of_worker(torch.cuda.device_count())
 
 
 def evaluate(launch: Launch, console: Console) -> int:

@@ -64,9 +64,7 @@ def estimate(launch: Launch) -> Estimate | None:
 
 def _gpus_per_worker(cluster: Cluster) -> float:
     """GPUs of each worker that this machine can stand in for."""
-    if not torch.cuda.is_available():
-        return 0.0
-    return 1.0 if cluster.gpus_per_worker == "auto" else cluster.gpus_per_worker
+    return cluster.gpus_of_worker(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
 
 
 def _at_a_time(cluster: Cluster) -> int:

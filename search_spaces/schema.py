@@ -221,11 +221,16 @@ class Launch(Settings):
         The recordings and the weights to start from are the caller's to compare, by their hashes.
         """
         tree = self.model_dump(mode="json", by_alias=True)
-        data = {key: value for key, value in tree["data"].items() if key not in UNCHANGED_BY}
-        del tree["task"]["encoder"]  # a place, too; the study holds what was there
         search = {key: tree["search"][key] for key in ("metric", "direction")}
-        kept = ("space", "options", "model", "task", "seed", "sampler", "scheduler")
-        return {"search": search, "data": data} | {key: tree[key] for key in kept}
+        kept = ("space", "options", "model", "seed", "sampler", "scheduler")
+        return {"search": search, **without_places(self)} | {key: tree[key] for key in kept}
+
+
+def without_places(settings: Launch | Run) -> dict[str, Any]:
+    """`data` and `task` as plain values, without the keys that say where something lies."""
+    data, task = (part.model_dump(mode="json", by_alias=True) for part in (settings.data, settings.task))
+    del task["encoder"]
+    return {"data": {key: value for key, value in data.items() if key not in UNCHANGED_BY}, "task": task}
 
 
 def checked(tree: Mapping[str, Any]) -> Launch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,14 @@ class PopulationScheduler(LedgerScheduler):
         trouble: Trouble,
         on_change: Callable[[], None],
         assign: Callable[[TrialRecord, Run], dict[str, Any]],
-        exploit_epochs: Collection[int],
     ) -> None:
         super().__init__(ledger, trouble, on_change)
         self._assign = assign
-        self._exploit_epochs = exploit_epochs
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Stop, go on, or wait for the others at an interval's end."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP or result["epoch"] not in self._exploit_epochs:
+        if decision == TrialScheduler.STOP or result["epoch"] not in self._ledger.exploit_epochs:
             return decision
         exploit = None
         with self._trouble.kept():
@@ -167,13 +165,6 @@ class StudyStopper(Stopper):
     def stop_all(self) -> bool:
         """Whether to stop now."""
         return self._ledger.used_up is not None or self._trouble.error is not None
-
-
-def gpus_of(cluster: Cluster, available: float) -> float:
-    """GPUs of each worker: as typed, or one where the cluster has any."""
-    if cluster.gpus_per_worker == "auto":
-        return 1.0 if available > 0 else 0.0
-    return cluster.gpus_per_worker
 
 
 def concurrency(cluster: Cluster, nodes: Sequence[Mapping[str, float]], num_gpus: float) -> int:
@@ -234,7 +225,7 @@ def run_trials(
         StorageError: if the study's folder can no longer be written.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_gpus = gpus_of(cluster, sum(node.get("GPU", 0.0) for node in nodes))
+    num_gpus = cluster.gpus_of_worker(sum(node.get("GPU", 0.0) for node in nodes))
     at_a_time = concurrency(cluster, nodes, num_gpus)
     if trainable is None:
         trainable = Trial if cluster.workers_per_trial == 1 else GangTrial
@@ -255,7 +246,7 @@ def run_trials(
     trouble = Trouble()
     following = LedgerScheduler(ledger, trouble, on_change)
     if scheduler.name == "pbt":  # the whole population is started at once and takes turns on what the cluster has
-        following = PopulationScheduler(ledger, trouble, on_change, assign, ledger.exploit_epochs)
+        following = PopulationScheduler(ledger, trouble, on_change, assign)
         at_a_time = ledger.num_trials
     scratch = ledger.folder.scratch
     shutil.rmtree(scratch, ignore_errors=True)

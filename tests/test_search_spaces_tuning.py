@@ -2,7 +2,7 @@
 
 import pytest
 
-from search_spaces.tuning import concurrency, gpus_of, unflattened
+from search_spaces.tuning import concurrency, unflattened
 from trainables.settings import Cluster
 from trainables.study import StudyError
 
@@ -42,10 +42,10 @@ def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is():
 
 
 def test_a_worker_has_one_gpu_where_there_are_any_unless_told_otherwise():
-    assert gpus_of(cluster(), 0) == 0
-    assert gpus_of(cluster(), 4) == 1
-    assert gpus_of(cluster(gpus_per_worker=0.25), 4) == 0.25
-    assert gpus_of(cluster(gpus_per_worker=0), 4) == 0
+    assert cluster().gpus_of_worker(0) == 0
+    assert cluster().gpus_of_worker(4) == 1
+    assert cluster(gpus_per_worker=0.25).gpus_of_worker(4) == 0.25
+    assert cluster(gpus_per_worker=0).gpus_of_worker(4) == 0
 
 
 @pytest.mark.parametrize("gpus", [-1, 1.5, float("nan"), float("inf")])

@@ -260,7 +260,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     """
     description = read_description(source)
     copy_atomically(source / WEIGHTS, target / WEIGHTS)
-    write_atomically(target / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False).encode() + b"\n")
+    describe(target, description)
 
 
 def weights_digest(folder: Path) -> str:

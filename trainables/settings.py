@@ -238,6 +238,12 @@ class Cluster(Settings):
             raise ValueError(f"max_concurrent_trials must be auto or at least 1, got {self.max_concurrent_trials}")
         return self
 
+    def gpus_of_worker(self, available: float) -> float:
+        """GPUs of each worker: as typed, or one where any are `available`."""
+        if self.gpus_per_worker == "auto":
+            return 1.0 if available > 0 else 0.0
+        return self.gpus_per_worker
+
 
 class Run(Settings):
     """One run: what a trial needs to know, whoever chose it."""
