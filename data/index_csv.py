@@ -70,6 +70,7 @@ class IndexCsv:
         sex_column: male, female, m or f.
         device_column: any text.
         site_column: any text.
+        report_column: the text of the clinical report.
         leads: what the rows of the arrays are.
         unit: mV, uV or V.
     """
@@ -93,6 +94,7 @@ class IndexCsv:
     sex_column: str | None = None
     device_column: str | None = None
     site_column: str | None = None
+    report_column: str | None = None
     leads: Sequence[str] = LEADS
     unit: str = "mV"
 
@@ -225,6 +227,12 @@ class IndexCsv:
         except (OSError, ValueError) as error:
             told = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
             raise DataError(f"the index {path} cannot be read as a table: {told}: correct data.reader") from error
+        if len(cells) and not isinstance(cells.index, pd.RangeIndex):
+            # pandas would take the first cells for names of the rows, and every column for the one before it
+            raise DataError(
+                f"the index {path} must have as many cells in each row as in its header, the first row has more: put "
+                f"texts with commas in quotes"
+            )
         cells = _Cells(cells, path)
         files = cells.texts("filename_column", self.filename_column)
         _check_suffixes(files, path)
@@ -247,6 +255,7 @@ class IndexCsv:
                 "device": cells.optional("device_column", self.device_column),
                 "site": cells.optional("site_column", self.site_column),
                 "path": files,
+                "report": cells.optional("report_column", self.report_column),
                 "rate_hz": rates,
             }
         )

@@ -31,6 +31,7 @@ SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 """In the order of the data's paper, table 5."""
 
 _COLUMNS = ["ecg_id", "patient_id", "age", "sex", "site", "device", "scp_codes", "strat_fold"]
+_OPTIONAL_COLUMNS = ["report"]
 _SEXES = {0: "male", 1: "female"}
 
 
@@ -58,7 +59,7 @@ class PTBXL:
         """
         filename = FILENAME_COLUMN[self._checked_rate()]
         path = self._checked_root() / DATABASE
-        database = _read_csv(path, [*_COLUMNS, filename])
+        database = _read_csv(path, [*_COLUMNS, filename], _OPTIONAL_COLUMNS)
         _check_complete(database, path, ["ecg_id", "patient_id", "strat_fold", "age", "sex"], [filename])
         ages = database["age"].to_numpy(dtype=np.float64)
         return pd.DataFrame(
@@ -72,6 +73,7 @@ class PTBXL:
                 "device": [None if pd.isna(name) else " ".join(str(name).split()) for name in database["device"]],
                 "site": _whole_number_text(database["site"]),
                 "path": database[filename],
+                "report": _reports(database),
             }
         ).reset_index(drop=True)
 
@@ -292,7 +294,9 @@ def _standard_leads(names: Sequence[str | None], record_id: str, path: Path) -> 
         raise RecordError(f"record {record_id}: {path}.hea: {error}") from error
 
 
-def _read_csv(path: Path, columns: list[str], index_col: int | None = None) -> pd.DataFrame:
+def _read_csv(
+    path: Path, columns: list[str], optional: Sequence[str] = (), *, index_col: int | None = None
+) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, index_col=index_col)
     except (OSError, ValueError) as error:  # parser and decoding errors are ValueErrors
@@ -303,7 +307,7 @@ def _read_csv(path: Path, columns: list[str], index_col: int | None = None) -> p
             f"{path} must have the columns of PTB-XL 1.0.1 or later, it lacks {', '.join(missing)} and has "
             f"{', '.join(map(str, table.columns))}: fetch it again"
         )
-    return table[columns]
+    return table[[*columns, *(name for name in optional if name in table.columns)]]
 
 
 def _check_complete(database: pd.DataFrame, path: Path, numbers: list[str], texts: list[str]) -> None:
@@ -318,16 +322,29 @@ def _check_complete(database: pd.DataFrame, path: Path, numbers: list[str], text
 
 
 def _parse_codes(database: pd.DataFrame, path: Path) -> list[list[str]]:
+    # no cell is quoted: where a table lost its quotes, it may be the report, the column before
     parsed = []
     for record_id, text in zip(database["ecg_id"], database["scp_codes"], strict=True):
         try:
             codes = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError) as error:
-            raise DataError(f"{path}: record {record_id} has scp_codes that are no dictionary: {text!r}") from error
+            raise DataError(
+                f"{path}: record {record_id} has scp_codes that are no dictionary: fetch it again"
+            ) from error
         if not isinstance(codes, dict):
-            raise DataError(f"{path}: record {record_id} must have a dictionary as scp_codes, got {text!r}")
+            found = type(codes).__name__
+            raise DataError(
+                f"{path}: record {record_id} must have a dictionary as scp_codes, got a {found}: fetch it again"
+            )
         parsed.append([str(code) for code in codes])
     return parsed
+
+
+def _reports(database: pd.DataFrame) -> list[str | None]:
+    """Texts of the reports, German or English; None where there is none."""
+    if "report" not in database.columns:
+        return [None] * len(database)
+    return [None if pd.isna(text) else str(text) for text in database["report"]]
 
 
 def _whole_number_text(column: pd.Series) -> list[str | None]:

@@ -40,7 +40,7 @@ from data.folders import build_folder, synced
 from data.labels import LabelProtocol, Labels, read_labels
 from data.record import TABLE_COLUMNS, DataError, Reader, Record, RecordError, lead_name, one_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: reports
 MV_PER_UNIT = 0.001
 """1 uV, the unit in which PTB-XL is published: its records are kept to the bit where nothing is filtered."""
 
@@ -64,6 +64,7 @@ _INDEX_SCHEMA = pa.schema(
         ("device", pa.string()),
         ("site", pa.string()),
         ("path", pa.string()),
+        ("report", pa.large_string()),  # large: see _read_index
         ("offset", pa.int64()),
         ("num_samples", pa.int64()),
         ("flat_leads", pa.string()),
@@ -194,8 +195,9 @@ class Store:
         path: the store's folder.
         hash: hexadecimal digest of source, preparation and label protocols.
         preparation: what was done to every record.
-        index: one row a record: record_id, patient_id, fold, codes, age, sex, device, site, path, offset (first
-            sample's position in `signals`), num_samples (T), flat_leads (names joined by commas, "" for none).
+        index: one row a record: record_id, patient_id, fold, codes, age, sex, device, site, path, report (null for
+            none), offset (first sample's position in `signals`), num_samples (T), flat_leads (names joined by commas,
+            "" for none).
         signals: (sum of C * T,) int16 memory map of all records.
         mv_per_unit: what one unit of `signals` is, in mV.
         num_unreadable: how many of the source's records were left out; unreadable.csv says which and why.
@@ -239,6 +241,13 @@ class Store:
         num_leads = len(self.preparation.leads)
         start, num_samples = int(self._offsets[row]), int(self._num_samples[row])
         return self.signals[start : start + num_leads * num_samples].reshape(num_leads, num_samples)
+
+    def reports(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str | None]:
+        """The texts of the clinical reports of some rows of the index, None where a record has none.
+
+        They are patient data, to learn from: they belong in no log, no error and no page.
+        """
+        return list(pa.array(self.index["report"].iloc[rows]).to_pylist())
 
     @property
     def protocols(self) -> Mapping[str, LabelProtocol]:
@@ -284,10 +293,13 @@ def _read_index(path: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
     fragment = pa_dataset.ParquetFileFormat().make_fragment(pa.py_buffer(content))
     table = fragment.to_table(use_threads=False, memory_pool=pool)
     few_values = ["sex", "device", "site", "flat_leads"]
-    # lists stay arrow lists: as Python lists they would take ten times the memory of the whole rest
+    # Lists stay arrow lists: as Python lists they would take ten times the memory of the whole rest. So do the reports,
+    # told from short texts by their type: all but two of PTB-XL's records have one, of a hundred characters.
     return table.to_pandas(
         categories=few_values,
-        types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None,
+        types_mapper=lambda kind: (
+            pd.ArrowDtype(kind) if pa.types.is_list(kind) or pa.types.is_large_string(kind) else None
+        ),
         split_blocks=True,
         self_destruct=True,
         memory_pool=pool,
@@ -496,7 +508,8 @@ class _Build:
 
     def _write_tables(self) -> None:
         rows, offsets, lengths, flat_leads = zip(*self.kept, strict=True)
-        index = self.table.iloc[list(rows)].assign(offset=offsets, num_samples=lengths, flat_leads=flat_leads)
+        kept = self.table.iloc[list(rows)]
+        index = kept.assign(report=_reports(kept), offset=offsets, num_samples=lengths, flat_leads=flat_leads)
         with synced(self.folder / "index.parquet") as file:
             pq.write_table(pa.Table.from_pandas(index, schema=_INDEX_SCHEMA, preserve_index=False), file)
         counts = {
@@ -525,6 +538,13 @@ def _checked_table(table: pd.DataFrame) -> pd.DataFrame:
         names = ", ".join(repeated.iloc[:3])
         raise DataError(f"record ids must be unique, {len(repeated)} repeat another's (the first: {names})")
     return table
+
+
+def _reports(table: pd.DataFrame) -> list[str | None]:
+    """The report of every row without blanks around it; None where the reader gives none or a blank one."""
+    if "report" not in table.columns:
+        return [None] * len(table)
+    return [None if pd.isna(text) else text.strip() or None for text in table["report"]]
 
 
 def _chunks(table: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:

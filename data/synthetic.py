@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from data.labels import LabelProtocol
 from data.ptb_xl import DATABASE, FILENAME_COLUMN, PTBXL, RECORDS_FOLDER, STATEMENTS, protocols_of
 from data.record import LEADS, DataError, Record
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2  # 2: reports as PTB-XL has them; the signals of 1
 DURATION_S = 10.0
 NUM_FOLDS = 10
 UNITS_PER_MV = 1000
@@ -95,6 +95,36 @@ STATEMENT_OF_CODE = {
 }
 """The SCP-ECG statements that are generated: a subset of PTB-XL's, under the same names."""
 
+_GERMAN_OF_CODE = {
+    "NORM": "normales ekg",
+    "IMI": "inferiorer infarkt",
+    "ASMI": "anteroseptaler infarkt",
+    "ALMI": "anterolateraler infarkt",
+    "LMI": "lateraler infarkt",
+    "NDT": "unspezifisches abnormes t",
+    "NST_": "unspezifische st-veränderung",
+    "ISCAL": "anterolaterale ischämie",
+    "ISCIN": "inferiore ischämie",
+    "LNGQT": "verlängertes qt-intervall",
+    "LAFB": "linksanteriorer hemiblock",
+    "CLBBB": "linksschenkelblock",
+    "CRBBB": "rechtsschenkelblock",
+    "IRBBB": "unvollständiger rechtsschenkelblock",
+    "1AVB": "av-block 1. grades",
+    "IVCD": "unspezifische intraventrikuläre leitungsstörung",
+    "LVH": "linkshypertrophie",
+    "RVH": "rechtshypertrophie",
+    "LAO/LAE": "p-sinistrocardiale",
+    "PVC": "ventrikuläre extrasystole(n)",
+    "LVOLT": "niederspannung",
+    "SR": "sinusrhythmus",
+    "AFIB": "vorhofflimmern",
+    "STACH": "sinustachykardie",
+    "SBRAD": "sinusbradykardie",
+    "SARRH": "sinusarrhythmie",
+}
+"""What German reports of PTB-XL call the statements."""
+
 _CODES_OF_SUPERCLASS = {
     superclass: [code for code, told in STATEMENT_OF_CODE.items() if told.diagnostic_class == superclass]
     for superclass in ("MI", "STTC", "CD", "HYP")
@@ -110,7 +140,7 @@ class Synthetic:
     """A generated source that is read by the same reader as PTB-XL.
 
     The recordings are written once, under `root`, into a folder of their own for each combination of the other
-    keys; that folder may itself be used as the root of a PTB-XL.
+    keys; that folder may itself be used as the root of a PTB-XL. Reports follow from the labels, in German or English.
 
     Attributes:
         root: where generated sources are kept.
@@ -173,8 +203,9 @@ class Synthetic:
             rng = np.random.default_rng([self.seed, 1, patient])
             person = _draw_person(rng)
             for _ in range(rng.choice([1, 2, 3], p=[0.86, 0.11, 0.03])):
-                row, leads_mv = _draw_record(person, self.source_rate_hz, rng)
                 record_id = len(rows) + 1
+                codes, row, leads_mv = _draw_record(person, self.source_rate_hz, rng)
+                row["report"] = _draw_report(codes, np.random.default_rng([self.seed, 2, record_id]))
                 name = f"{RECORDS_FOLDER[self.source_rate_hz]}/{record_id // 1000 * 1000:05d}/{record_id:05d}"
                 name += "_lr" if self.source_rate_hz == 100 else "_hr"
                 _write_wfdb(folder / name, leads_mv, self.source_rate_hz)
@@ -446,8 +477,10 @@ _CHANGE_OF_CODE: dict[str, Callable[[Heart, float], None]] = {
 }
 
 
-def _draw_record(person: _Person, rate_hz: int, rng: Generator) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """One visit: a row of the database, less its names, and the twelve leads (12, T) in mV."""
+def _draw_record(
+    person: _Person, rate_hz: int, rng: Generator
+) -> tuple[list[str], dict[str, Any], NDArray[np.float64]]:
+    """One visit: its statements, a row of the database, less names and report, and the leads (12, T) in mV."""
     rhythm = str(rng.choice(list(_SHARE_OF_RHYTHM), p=list(_SHARE_OF_RHYTHM.values())))
     device = str(rng.choice(list(_NOISE_OF_DEVICE)))
     codes = [*person.codes, rhythm]
@@ -468,11 +501,19 @@ def _draw_record(person: _Person, rate_hz: int, rng: Generator) -> tuple[dict[st
         "site": float(rng.integers(4)),
         "device": device,
         "recording_date": f"{rng.integers(1990, 2001)}-{rng.integers(1, 13):02d}-{rng.integers(1, 29):02d} 09:00:00",
-        "report": ", ".join(STATEMENT_OF_CODE[code].description for code in codes),
         "scp_codes": str({code: 0.0 if STATEMENT_OF_CODE[code].rhythm else 100.0 for code in codes}),
         "validated_by_human": True,
     }
-    return row, _twelve_leads(independent)
+    return codes, row, _twelve_leads(independent)
+
+
+def _draw_report(codes: Sequence[str], rng: Generator) -> str:
+    """The statements in words, the rhythm first, in one of four ways that PTB-XL has: records share their texts."""
+    ordered = sorted(codes, key=lambda code: STATEMENT_OF_CODE[code].rhythm is None)
+    english = [STATEMENT_OF_CODE[code].description.lower() for code in ordered]
+    german = " ".join(_GERMAN_OF_CODE[code] for code in ordered)
+    ways = [". ".join(english) + ".", " ".join(english), german, f"{german} 4.46 unbestätigter bericht"]
+    return ways[rng.integers(len(ways))]
 
 
 def _dipole(heart: Heart, rhythm: str, num_ectopic: int, rate_hz: int, rng: Generator) -> NDArray[np.float64]:

@@ -44,7 +44,10 @@ def one_table(root, **keys):
 
 
 def test_a_table_with_a_fold_column_says_who_and_where(root):
-    write_index(root / "index.csv", age=[61, None, 50, 40], sex=["F", "male", None, "m"], device="x", site=1)
+    reports = ["Sinusrhythmus, kein\nBefund. ", None, " ", "bÄÖü 心"]
+    write_index(
+        root / "index.csv", age=[61, None, 50, 40], sex=["F", "male", None, "m"], device="x", site=1, text=reports
+    )
     reader = one_table(
         root,
         label_columns=["LABEL"],
@@ -53,6 +56,7 @@ def test_a_table_with_a_fold_column_says_who_and_where(root):
         sex_column="sex",
         device_column="device",
         site_column="site",
+        report_column="text",
     )
     rows = reader.table().to_dict("records")
     assert rows[0] == {
@@ -65,9 +69,12 @@ def test_a_table_with_a_fold_column_says_who_and_where(root):
         "device": "x",
         "site": "1",
         "path": "r0.npy",
+        "report": "Sinusrhythmus, kein\nBefund.",
         "rate_hz": 250.0,
     }
     assert np.isnan(rows[1]["age"])
+    assert [pd.isna(row["report"]) for row in rows] == [False, True, True, False]
+    assert rows[3]["report"] == "bÄÖü 心"
     assert [row["fold"] for row in rows] == [1, 2, 9, 10]
 
 
@@ -173,6 +180,10 @@ def test_without_label_columns_there_are_no_protocols(root):
     assert one_table(root).table()["codes"].tolist() == [[]] * 4
 
 
+def test_without_a_report_column_there_are_no_reports(root):
+    assert one_table(root).table()["report"].isna().all()
+
+
 # --- bad tables
 
 
@@ -194,6 +205,7 @@ def test_without_label_columns_there_are_no_protocols(root):
         ),
         ({"label_columns": ["LABEL", "LABEL"]}, "label_columns must not repeat"),
         ({"patient_id_column": "nobody"}, "no column 'nobody' for data.reader.patient_id_column"),
+        ({"report_column": "text"}, "no column 'text' for data.reader.report_column"),
         ({"unit": "mmHg"}, "data.reader.unit must be one of mV, uV, V, got 'mmHg'"),
         ({"leads": ["I", "X"]}, "lead 'X' is unknown"),
         ({"leads": ["I", "i"]}, "data.reader.leads must name each lead once"),
@@ -262,6 +274,14 @@ def test_an_index_that_is_no_table_ends_in_one_line(root, content):
     with pytest.raises(DataError, match=r"index.csv (cannot be read as a table|has no column)") as caught:
         one_table(root).table()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ["r0.npy,Sinusrhythmus, kein Befund,250,1", "r0.npy,Sinus,rhythmus,,250,1"])
+def test_a_report_with_a_comma_and_no_quotes_is_refused_and_not_quoted(root, row):
+    (root / "index.csv").write_text(f"FILE_NAME,text,SAMPLE_RATE,fold\n{row}\n")
+    with pytest.raises(DataError, match="as many cells in each row as in its header.*commas in quotes") as caught:
+        one_table(root, report_column="text").table()
+    assert "Sinus" not in str(caught.value)
 
 
 def test_an_index_without_rows_is_refused(root):

@@ -68,6 +68,9 @@ def test_the_published_table_has_the_published_counts(ptbxl_datasets, tmp_path):
     assert table["age"].max() == 90
     assert not table["age"].isna().any()
     assert table["sex"].value_counts().to_dict() == {"male": 11_354, "female": 10_445}
+    assert table["report"].str.strip().ne("").sum() == 21_797
+    assert table["report"].nunique() == 9887
+    assert table["report"].str.contains("unbestÄtigter").sum() > 1000
     assert {name: len(protocol.classes) for name, protocol in protocols.items()} == {
         "all": 71,
         "diagnostic": 44,
@@ -240,7 +243,7 @@ def test_a_damaged_header_gives_a_record_or_a_record_error(root):
 
 
 def test_a_row_says_who_and_where(root):
-    edit_database(root, age=300.0, sex=1, site=2.0, device="CS100    3", patient_id=15709.0)
+    edit_database(root, age=300.0, sex=1, site=2.0, device="CS100    3", patient_id=15709.0, report="unbestÄtigt, 2.")
     row = PTBXL(root, 100).table().iloc[0].to_dict()
     assert row.pop("codes")
     assert row == {
@@ -252,6 +255,7 @@ def test_a_row_says_who_and_where(root):
         "device": "CS100 3",
         "site": "2",
         "path": "records100/00000/00001_lr",
+        "report": "unbestÄtigt, 2.",
     }
 
 
@@ -261,6 +265,27 @@ def test_a_record_whose_device_and_site_are_unknown_has_none(root):
     assert pd.isna(row["site"])
     assert pd.isna(row["device"])
     assert np.isnan(row["age"])
+
+
+def without_reports(root):
+    table = pd.read_csv(root / "ptbxl_database.csv").drop(columns="report")
+    table.to_csv(root / "ptbxl_database.csv", index=False)
+
+
+@pytest.mark.parametrize("damage", [without_reports, lambda root: edit_database(root, report=None)])
+def test_a_table_without_reports_is_read(root, damage):
+    before = PTBXL(root, 100).table()
+    damage(root)
+    after = PTBXL(root, 100).table()
+    assert after["report"].isna().all()
+    assert after.drop(columns="report").equals(before.drop(columns="report"))
+
+
+def test_a_report_that_lies_in_another_column_is_not_quoted(root):
+    edit_database(root, scp_codes="sinusrhythmus, normales ekg")
+    with pytest.raises(DataError, match="record 1 has scp_codes that are no dictionary: fetch it again") as caught:
+        PTBXL(root, 100).table()
+    assert "sinusrhythmus" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +302,7 @@ def test_a_record_whose_device_and_site_are_unknown_has_none(root):
             "lacks patient_id.* has ecg_id, age",
         ),
         (lambda root: edit_database(root, scp_codes="{'NORM': "), "record 1 has scp_codes that are no dictionary"),
-        (lambda root: edit_database(root, scp_codes="['NORM']"), "record 1 must have a dictionary"),
+        (lambda root: edit_database(root, scp_codes="['NORM']"), "record 1 must have a dictionary .* got a list"),
         (lambda root: edit_database(root, strat_fold=None), "every record must have a strat_fold"),
         (lambda root: edit_database(root, strat_fold="first"), "strat_fold must hold numbers alone"),
         (lambda root: edit_database(root, filename_lr=None), "every record must have a filename_lr"),

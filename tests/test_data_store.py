@@ -24,7 +24,7 @@ from data.index_csv import IndexCsv
 from data.labels import LabelProtocol
 from data.ptb_xl import PTBXL
 from data.record import LEADS, TABLE_COLUMNS, DataError, Record, RecordError
-from data.store import MIN_VARIATION_MV, MV_PER_UNIT, Preparation, Store, prepare, prepare_signal
+from data.store import FORMAT_VERSION, MIN_VARIATION_MV, MV_PER_UNIT, Preparation, Store, prepare, prepare_signal
 from data.synthetic import Synthetic
 
 AS_IT_IS = Preparation(100, LEADS, None, None, filter_order=5, min_duration_s=1)
@@ -39,6 +39,7 @@ class InMemory:
     leads: tuple[str, ...] = LEADS
     rate_hz: float = 100
     name: str = "memory"
+    reports: tuple[str | None, ...] | None = None  # None: the table has no such column
 
     def table(self) -> pd.DataFrame:
         rows = [
@@ -55,7 +56,8 @@ class InMemory:
             }
             for number in range(len(self.signals_mv))
         ]
-        return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+        table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+        return table if self.reports is None else table.assign(report=list(self.reports))
 
     def read(self, row: Mapping[str, Any]) -> Record:
         signal_mv = self.signals_mv[int(row["path"])]
@@ -226,13 +228,53 @@ def test_records_of_different_lengths_lie_one_after_another(tmp_path):
 
 def test_the_index_keeps_who_the_records_are_of(tmp_path):
     store = built(InMemory((noise(), noise(seed=1))), tmp_path)
-    assert set(TABLE_COLUMNS) | {"offset", "num_samples", "flat_leads"} == set(store.index.columns)
+    assert {*TABLE_COLUMNS, "report", "offset", "num_samples", "flat_leads"} == set(store.index.columns)
     first = store.index.iloc[0]
     assert (first["record_id"], first["patient_id"], first["fold"], first["age"]) == ("r0", "p0", 1, 50.5)
     assert store.index["sex"].isna().tolist() == [False, True]
     assert store.index["sex"][0] == "female"
     assert store.index["site"].tolist() == ["1", "1"]
     assert [list(codes) for codes in store.index["codes"]] == [["IMI", "AFIB"], ["NORM"]]
+
+
+REPORTS = ("sinusrhythmus, unbestÄtigter bericht", None, " \n\t", "", "  心電図 ♥\nzwei Zeilen\n", float("nan"))
+
+
+def test_the_store_gives_the_reports_of_any_rows(tmp_path):
+    signals = tuple(noise(seed=number) for number in range(len(REPORTS)))
+    store = Store.open(built(InMemory(signals, reports=REPORTS), tmp_path).path)
+    first, second = "sinusrhythmus, unbestÄtigter bericht", "心電図 ♥\nzwei Zeilen"
+    assert store.reports(range(len(REPORTS))) == [first, None, None, None, second, None]
+    assert store.reports(np.array([4, 1, 0, 4])) == [second, None, first, second]
+    assert store.reports([]) == []
+    assert store.index["report"].notna().sum() == 2
+
+
+@pytest.mark.parametrize("reports", [None, (None, None), ("", " ")])
+def test_a_source_without_reports_has_none_in_its_store(tmp_path, reports):
+    store = built(InMemory((noise(), noise(seed=1)), reports=reports), tmp_path)
+    assert store.reports([0, 1]) == [None, None]
+
+
+def test_reports_stay_with_their_records_where_others_are_left_out(tmp_path):
+    reader = InMemory((noise(), None, noise(seed=2)), reports=("one", "two", "three"))
+    assert built(reader, tmp_path, max_unreadable_share=0.5).reports([0, 1]) == ["one", "three"]
+
+
+def test_reports_lie_in_the_index_alone(tmp_path):
+    reader = InMemory((noise(), None, None), reports=("Vorhofflimmern",) * 3)
+    with pytest.raises(DataError, match="record r1: it is lost") as caught:
+        built(reader, tmp_path, max_unreadable_share=0.1)
+    store = built(reader, tmp_path, max_unreadable_share=0.9)
+    assert "Vorhofflimmern" not in f"{caught.value} {store} {store!r}"
+    holding = [path.name for path in tmp_path.rglob("*") if path.is_file() and b"Vorhofflimmern" in path.read_bytes()]
+    assert holding == ["index.parquet"]
+
+
+def test_reports_are_kept_as_arrow_text_which_takes_no_more_memory_than_their_letters(tmp_path):
+    texts = tuple(f"{number:04d} " + "x" * 95 for number in range(200))
+    store = built(InMemory((noise(100),) * 200, reports=texts), tmp_path)
+    assert store.index["report"].memory_usage(index=False, deep=True) < 1.15 * 200 * 100
 
 
 def test_labels_come_from_the_store_alone(tmp_path):
@@ -502,8 +544,8 @@ def set_key(path, key, value):
         (lambda path: cut_short(path / "signals.int16"), "signals.int16 has 11998 bytes .* names 12000"),
         (lambda path: cut_short(path / "index.parquet"), "index.parquet differs from the checksum"),
         (lambda path: (path / "manifest.json").write_text("{"), "Expecting"),
-        (lambda path: (path / "manifest.json").write_text("[]"), "not of format 1"),
-        (lambda path: set_key(path / "manifest.json", "format", 99), "not of format 1"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "not of format 2"),
+        (lambda path: set_key(path / "manifest.json", "format", 99), "not of format 2"),
         (lambda path: (path / "manifest.json").unlink(), "No such file"),
         (lambda path: (path / "signals.int16").unlink(), "No such file"),
         (lambda path: (path / "index.parquet").unlink(), "No such file"),
@@ -517,6 +559,18 @@ def test_a_damaged_store_says_to_delete_its_folder(tmp_path, damage, told):
         built(reader, tmp_path)
     shutil.rmtree(path)
     assert len(built(reader, tmp_path).index) == 1
+
+
+def test_a_store_of_the_format_before_is_left_alone_and_not_read(tmp_path, monkeypatch):
+    reader = InMemory((noise(),), reports=("normal",))
+    with monkeypatch.context() as patch:
+        patch.setattr("data.store.FORMAT_VERSION", FORMAT_VERSION - 1)
+        before = built(reader, tmp_path)
+    after = built(reader, tmp_path)
+    assert only_folder(tmp_path) == sorted([before.path.name, after.path.name])
+    assert before.hash != after.hash
+    with pytest.raises(DataError, match=rf"manifest.json is not of format {FORMAT_VERSION}, .*it is built anew"):
+        Store.open(before.path)
 
 
 def test_a_store_that_is_not_there_says_how_to_build_it(tmp_path):
@@ -603,8 +657,10 @@ def index_csv(folder: Path) -> IndexCsv:
     for row in table.to_dict("records"):
         np.save(folder / f"{row['record_id']}.npy", source.read(row).signal_mv[::-1] * 1000)
     index = pd.DataFrame({"FILE_NAME": table["record_id"] + ".npy", "SAMPLE_RATE": 100, "fold": table["fold"]})
-    index.assign(label=[codes[0] for codes in table["codes"]], who=table["patient_id"]).to_csv(folder / "i.csv")
+    index = index.assign(label=[codes[0] for codes in table["codes"]], who=table["patient_id"], text=table["report"])
+    index.to_csv(folder / "i.csv")
     keys = {"csv": "i.csv", "fold_column": "fold", "label_columns": ["label"], "patient_id_column": "who"}
+    keys["report_column"] = "text"
     return IndexCsv(folder, 100, **keys, leads=LEADS[::-1], unit="uV")
 
 
@@ -623,6 +679,7 @@ def test_a_readers_table_has_the_columns_and_kinds_that_are_relied_on(reader):
         assert isinstance(row["codes"], list)
         assert row["sex"] in ("male", "female") or pd.isna(row["sex"])
         assert isinstance(row["age"], float)
+        assert isinstance(row["report"], str)  # every generated record has one; a reader may do without the column
 
 
 def test_a_readers_records_are_float32_millivolts_with_named_leads(reader):
@@ -655,3 +712,5 @@ def test_every_reader_makes_the_same_store_of_the_same_records(tmp_path):
         np.testing.assert_array_equal(store.signals, stores[0].signals)
         assert store.index["fold"].tolist() == stores[0].index["fold"].tolist()
         assert store.index["patient_id"].tolist() == stores[0].index["patient_id"].tolist()
+        assert store.reports(range(len(store.index))) == stores[0].reports(range(len(store.index)))
+    assert all(text == text.strip() != "" for text in stores[0].reports(range(len(stores[0].index))))

@@ -1,9 +1,11 @@
+import ast
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from data import synthetic
 from data.labels import read_labels
 from data.ptb_xl import PTBXL
 from data.record import LEADS, DataError
@@ -47,6 +49,55 @@ def test_every_statement_is_drawn_and_every_superclass_is_common(source):
     assert labels.classes == ("NORM", "MI", "STTC", "CD", "HYP")
     assert labels.targets.mean(axis=0).min() > 0.06
     assert (labels.targets.sum(axis=1) > 1).any()
+
+
+def database(source):
+    return pd.read_csv(source.folder / "ptbxl_database.csv")
+
+
+def test_reports_follow_from_the_statements_and_many_records_share_theirs(source):
+    table = database(source)
+    codes = [frozenset(ast.literal_eval(text)) for text in table["scp_codes"]]
+    codes_of_report = {}
+    for report, of_record in zip(table["report"], codes, strict=True):
+        assert codes_of_report.setdefault(report, of_record) == of_record  # a text says one thing
+    normal = table["report"][[of_record == {"NORM", "SR"} for of_record in codes]].value_counts()
+    assert set(normal.index) == {
+        "sinus rhythm. normal ecg.",
+        "sinus rhythm normal ecg",
+        "sinusrhythmus normales ekg",
+        "sinusrhythmus normales ekg 4.46 unbestätigter bericht",
+    }
+    assert normal.min() > 0.15 * normal.sum()
+    assert table["report"].nunique() < 0.6 * len(table)
+
+
+def test_every_statement_has_a_name_of_its_own_in_both_languages():
+    assert synthetic._GERMAN_OF_CODE.keys() == STATEMENT_OF_CODE.keys()
+    assert len(set(synthetic._GERMAN_OF_CODE.values())) == len(STATEMENT_OF_CODE)
+    assert all(text == text.lower() for text in synthetic._GERMAN_OF_CODE.values())
+
+
+def test_reports_are_drawn_apart_from_all_else(tmp_path, monkeypatch):
+    source = Synthetic(tmp_path / "drawn", 100, num_patients=10, seed=0)
+    source.table()
+    monkeypatch.setattr(synthetic, "_draw_report", lambda codes, rng: "none")
+    without = Synthetic(tmp_path / "none", 100, num_patients=10, seed=0)
+    without.table()
+    assert database(without).drop(columns="report").equals(database(source).drop(columns="report"))
+    for path in sorted((source.folder / "records100").rglob("*.*")):
+        assert (without.folder / path.relative_to(source.folder)).read_bytes() == path.read_bytes()
+
+
+def test_a_folder_of_the_version_before_is_left_alone(tmp_path, monkeypatch):
+    source = Synthetic(tmp_path, 100, num_patients=10, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "GENERATOR_VERSION", synthetic.GENERATOR_VERSION - 1)
+        before, fingerprint = source.folder, source.fingerprint()
+        source.table()
+    source.table()
+    assert source.folder != before
+    assert source.fingerprint() != fingerprint
 
 
 def test_the_leads_obey_einthoven_and_goldberger(signals_mv):
