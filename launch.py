@@ -82,6 +82,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
         "report": report,
         "prepare": prepare,
         "show": show,
+        "import": import_weights,
     }
     from search_spaces.logs import configure
 
@@ -379,7 +380,7 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
 
 def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:
     """Evaluate and report what there is, and say where the report is."""
-    from reports.evaluate import evaluate_study
+    from reports.evaluate import evaluate_study, probe_untrained
     from reports.report import build
     from trainables.workers import Workers
 
@@ -393,7 +394,9 @@ def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, con
         else:
             console.print(f"To go on:\n  {typed_again()}", markup=False)
         return 1
-    opened = evaluate_study(study, store.path, Workers.of_this_process(num_gpus=gpus_here(launch)))
+    workers = Workers.of_this_process(num_gpus=gpus_here(launch))
+    opened = evaluate_study(study, store.path, workers)
+    probe_untrained(study, store.path, lambda number: ledger.make_run(ledger.trials[number].params), workers)
     finished_with = [event["trials"] for event in study.read_events() if event["event"] == "study_finished"]
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
@@ -594,6 +597,22 @@ def show(launch: Launch, console: Console) -> int:
         f"trials {cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
         markup=False,
     )
+    return 0
+
+
+def import_weights(launch: Launch, console: Console) -> int:
+    """Make a checkpoint of a published encoder, for `task.encoder` to start from."""
+    from search_spaces.distributions import check_space, parse
+    from trainables.foreign import import_encoder
+
+    check_space(tree_of(launch), parse({}), {})
+    assert launch.weights is not None
+    assert launch.mapping is not None
+    imported = import_encoder(launch.run, Path(launch.weights), Path(launch.mapping), Path(launch.study_dir))
+    console.print(f"taken: {len(imported.taken)} tensors", markup=False)
+    console.print(f"of the file, not used: {', '.join(imported.unused) or 'none'}", markup=False)
+    console.print(f"of the encoder, kept as initialised: {', '.join(imported.kept) or 'none'}", markup=False)
+    console.print(f"checkpoint: {launch.study_dir}; start from it with task.encoder={launch.study_dir}", markup=False)
     return 0
 
 

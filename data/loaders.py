@@ -51,9 +51,11 @@ class Batch:
     """The part of a global batch that one worker holds.
 
     Attributes:
-        signal: (b, C, T) float32 on the device, mV unless the window standardises.
+        signal: (b, C, T) float32 on the device, mV unless the window standardises; (b, V, C, T) where more than one
+            view of each record is asked for.
         targets: (b, K) float32 on the device, or None where nothing is labelled.
         rows: (b,) rows of the store's index.
+        positions: (b,) of these among the rows that are trained on.
         start: position of the first record in the global batch: draws for the global batch are sliced at
             `start : start + b`.
         global_size: B, the records of all workers' parts together.
@@ -62,6 +64,7 @@ class Batch:
     signal: Tensor
     targets: Tensor | None
     rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
     start: int
     global_size: int
 
@@ -76,6 +79,7 @@ class TrainBatches:
         window: length and standardisation of a crop.
         batch_size: B, the records of one forward pass over all workers together.
         transforms: augmentations in order, applied after the standardisation: amplitudes are in standard deviations.
+        num_views: V, crops of each record in a batch, each with a start and augmentations of its own.
         seed: of order, crops and augmentations.
         device: where batches end up.
         rank: this worker's number.
@@ -97,6 +101,7 @@ class TrainBatches:
         transforms: Sequence[Transform],
         seed: int,
         device: torch.device,
+        num_views: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -114,6 +119,7 @@ class TrainBatches:
         self._crops = _Crops(store, rows, window, device)
         self._targets = None if targets is None else torch.tensor(targets, dtype=torch.float32)
         self._transforms = tuple(transforms)
+        self._num_views = num_views
         self._seed = seed
         self._rank, self._world_size = rank, world_size
 
@@ -122,25 +128,30 @@ class TrainBatches:
         crops = self._crops
         generator = np.random.default_rng([self._seed, epoch, ORDER])
         order = generator.permutation(len(crops.rows))
-        starts = random_crop_starts(crops.num_samples[order], crops.window.num_samples, generator)
+        lengths = crops.num_samples[order]
+        starts = np.stack(
+            [random_crop_starts(lengths, crops.window.num_samples, generator) for _ in range(self._num_views)], axis=1
+        )
         part = worker_share(self.batch_size, self._rank, self._world_size)
         for number in range(self.num_batches):
             first = number * self.batch_size
             mine = slice(first + part.start, first + part.stop)
-            signal = crops.gather(order[mine], starts[mine, None])[:, 0]
+            gathered = crops.gather(order[mine], starts[mine]).unbind(1)
+            views = [self._augmented(view, part, epoch, number, place) for place, view in enumerate(gathered)]
             yield Batch(
-                signal=self._augmented(signal, part, epoch, number),
-                targets=None if self._targets is None else self._targets[order[mine]].to(signal.device),
+                signal=views[0] if self._num_views == 1 else torch.stack(views, dim=1),
+                targets=None if self._targets is None else self._targets[order[mine]].to(crops.device),
                 rows=crops.rows[order[mine]],
+                positions=order[mine],
                 start=part.start,
                 global_size=self.batch_size,
             )
 
-    def _augmented(self, signal: Tensor, part: range, epoch: int, number: int) -> Tensor:
+    def _augmented(self, signal: Tensor, part: range, epoch: int, number: int, view: int) -> Tensor:
         """Every transform in turn, its randomness drawn for the global batch on the CPU and sliced."""
         shape = (self.batch_size, signal.shape[1], signal.shape[2])
         for position, transform in enumerate(self._transforms):
-            entropy = np.random.SeedSequence([self._seed, epoch, AUGMENTATION, number, position])
+            entropy = np.random.SeedSequence([self._seed, epoch, AUGMENTATION, number, position, view])
             generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
             draws = transform.draw(shape, generator)
             signal = transform.apply(signal, {name: draw[part.start : part.stop] for name, draw in draws.items()})
@@ -199,7 +210,7 @@ class _Crops:
         self.num_samples = store.index["num_samples"].to_numpy(np.int64)[self.rows]
         last_starts(self.num_samples, window.num_samples)  # refuses records shorter than the window
         self.window = window
-        self._device = device
+        self.device = device
         self._offsets = store.index["offset"].to_numpy(np.int64)[self.rows]
         self._leads = np.arange(len(store.record(0)))
         # Row i is samples i to i + T of the flat array: one fancy index then copies whole windows, whatever the
@@ -212,5 +223,5 @@ class _Crops:
         first_leads = self._offsets[positions, None] + starts  # (b, n): where the first lead's window lies in the map
         leads = self.num_samples[positions, None, None] * self._leads  # (b, 1, C): how far behind it the others lie
         windows = self._windows[first_leads[:, :, None] + leads]
-        signal = torch.from_numpy(windows).to(self._device).to(torch.float32)
+        signal = torch.from_numpy(windows).to(self.device).to(torch.float32)
         return standardize(signal.mul_(self._mv_per_unit), self.window.standardize)

@@ -1,18 +1,17 @@
-"""A transformer over one sequence of patches with a class token: the encoder of MTAE and MLAE.
+"""A transformer over one group of patches with a class token: the encoder of MTAE and MLAE.
 
-Shapes: B records, C leads, T samples, N patches, P values of a patch, D width.
+Shapes: B records, N patches, P values of a patch, K patches kept, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.encoder import lead_rows
-from models.masked_autoencoder import PatchEncoder, Size
-from models.vit import PatchEmbedding, random_token
+from models.patch_encoder import PatchEncoder
+from models.transformer import PatchEmbedding, random_token
 
 
 class ClassTokenEncoder(PatchEncoder):
@@ -22,39 +21,28 @@ class ClassTokenEncoder(PatchEncoder):
     them. The final norm acts on every token.
     """
 
-    num_groups = 1
+    num_own_tokens = 1
 
-    def __init__(
-        self, *, leads: Sequence[str], positions: Tensor, patch_size: int, size: Size, standardize_patches: bool
-    ) -> None:
+    def __init__(self, *, standardize_patches: bool, **grid: Any) -> None:
         """Build the encoder with random weights.
 
         Args:
-            leads: C names of standard leads, in the order of the input.
-            positions: (N, D) of the patches.
-            patch_size: P.
-            size: a key of SIZES.
             standardize_patches: whether a patch loses its mean and amplitude before it is embedded.
-
-        Raises:
-            ValueError: if the leads or the size are none of these.
+            grid: as PatchEncoder takes it, but for the groups.
         """
-        super().__init__(size)
-        lead_rows(leads)  # refuses what are none
-        self.leads = tuple(leads)
-        self.num_patches, self.patch_size = len(positions), patch_size
-        self.patch_embedding = PatchEmbedding(patch_size, self.width, standardize=standardize_patches)
+        super().__init__(grouped=False, **grid)
+        self.patch_embedding = PatchEmbedding(self.patch_size, self.width, standardize=standardize_patches)
+        positions = self.position_table(self.width)
         self.positions = nn.Parameter(torch.cat([torch.zeros(1, self.width), positions]), requires_grad=False)
         self.class_token = random_token(self.width)
         self._add_transformer()
 
-    def forward(self, signal: Tensor, drop_path: Tensor | None = None) -> Tensor:
-        """Embed whole signals, as `Encoder.forward` says: (B, C, T) -> (B, D)."""
-        tokens = self.encode(self.patches(signal), drop_path=drop_path)
-        embedding: Tensor = self.norm(tokens[:, 0, 0])
+    def forward(self, signal: Tensor, drop_path: Tensor | None = None, **shown: Tensor) -> Tensor:
+        """Embed signals, as `PatchEncoder.forward`, but by the class token: (B, C, T) -> (B, D)."""
+        embedding: Tensor = self.norm(self.tokens(signal, drop_path, **shown)[:, 0, 0])
         return embedding
 
-    def _tokens(self, patches: Tensor, kept: Tensor | None) -> Tensor:
+    def _tokens(self, patches: Tensor, kept: Tensor | None, groups: Tensor | None) -> Tensor:
         positions = self.positions[1:]
         tokens: Tensor = self.patch_embedding(patches) + (positions if kept is None else positions[kept])
         first = (self.class_token + self.positions[0]).expand(len(tokens), 1, 1, -1)

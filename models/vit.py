@@ -1,113 +1,55 @@
-"""Parts of a vision transformer for signals: patch embedding, position table, block, initialisation.
+"""A plain vision transformer over time, without a class token: the encoder of ECG-JEPA and its kin.
 
-Shapes: B sequences, L tokens, D width, N patches, P samples of a patch, A heads.
+Dosovitskiy et al. 2021, arXiv:2010.11929, in one dimension: a token is a patch of all leads together, its position
+fixed. Shapes: B records, K patches, P values of a patch, D width.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-HEAD_WIDTH = 64
-"""Width of every attention head, whatever the width of the tokens (ST-MEM's sizes)."""
+from models.patch_encoder import PatchEncoder, Size, dimensions_of, num_patches_of
 
 
-def sin_cos_table(num_positions: int, width: int) -> Tensor:
-    """Fixed encodings of the positions 0, 1, ...: half sines, half cosines, of wavelengths from 2 pi to 20000 pi.
+class ViT1d(PatchEncoder):
+    """Patches of all leads, embedded by one matrix; the embedding is the norm of the mean over their tokens."""
 
-    Returns:
-        (num_positions, width) float32: sin(n / 10000^(2k / width)) for k < width / 2, then the cosines.
-
-    Raises:
-        ValueError: if `width` is odd.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, sec. 3.5 (there sines and cosines alternate).
-    """
-    if width % 2:
-        raise ValueError(f"the width of a sin/cos position table must be even, got {width}")
-    frequency = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
-
-
-class PatchEmbedding(nn.Sequential):
-    """Standardise each patch if asked, project it, normalise the result: (..., P) -> (..., D).
-
-    Standardising takes every patch's mean and amplitude away: tokens then tell of shape alone.
-    """
-
-    def __init__(self, patch_size: int, width: int, *, standardize: bool) -> None:
-        first = nn.LayerNorm(patch_size) if standardize else nn.Identity()
-        super().__init__(first, nn.Linear(patch_size, width), nn.LayerNorm(width))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with heads of a fixed width: (B, L, D) -> (B, L, D).
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, sec. 3.2; softmax(Q K^T / sqrt(64)) V, biases everywhere.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * num_heads * HEAD_WIDTH)
-        self.out = nn.Linear(num_heads * HEAD_WIDTH, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Let every token of a sequence attend to all of them: (B, L, D) -> (B, L, D)."""
-        qkv = self.qkv(tokens).view(*tokens.shape[:2], 3, self.num_heads, HEAD_WIDTH)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        heads = F.scaled_dot_product_attention(query, key, value)  # (B, A, L, 64)
-        mixed: Tensor = self.out(heads.transpose(1, 2).flatten(2))
-        return mixed
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block: attention, then a feed-forward net four times as wide, each added to its input.
-
-    Source: ViT, Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 2-3.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, num_heads)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, tokens: Tensor, drop_path: Tensor | None = None) -> Tensor:
-        """Transform a sequence.
+    def __init__(
+        self,
+        *,
+        leads: Sequence[str],
+        num_samples: int,
+        sampling_rate_hz: float,
+        size: Size,
+        patch_duration_s: float,
+    ) -> None:
+        """Build the encoder with random weights.
 
         Args:
-            tokens: (B, L, D).
-            drop_path: (B, 2) factors of the attention and of the feed-forward branch; None stands for ones.
+            leads: C names of standard leads, in the order of the input.
+            num_samples: T.
+            sampling_rate_hz: of the input.
+            size: a key of SIZES.
+            patch_duration_s: a whole number of samples, of which the input is a whole number of times.
 
-        Returns:
-            (B, L, D).
-
-        Source: stochastic depth, Huang et al. 2016, arXiv:1603.09382.
+        Raises:
+            ValueError: naming the argument that cannot be.
         """
-        attended: Tensor = self.attention(self.attention_norm(tokens))
-        tokens = tokens + (attended if drop_path is None else attended * drop_path[:, 0, None, None])
-        changed: Tensor = self.mlp(self.mlp_norm(tokens))
-        return tokens + (changed if drop_path is None else changed * drop_path[:, 1, None, None])
+        super().__init__(
+            leads=leads,
+            num_samples=num_samples,
+            num_columns=num_patches_of(num_samples, sampling_rate_hz, patch_duration_s),
+            dimensions=dimensions_of(size),
+            leads_apart=False,
+            grouped=False,
+            eps=1e-6,
+        )
+        self.patch_embedding = nn.Linear(self.patch_size, self.width)
+        self.positions = nn.Parameter(self.position_table(self.width), requires_grad=False)
+        self._add_transformer()
 
-
-def initialize(module: nn.Module) -> None:
-    """Initialise every layer in `module` in place: linear ones Xavier-uniform with zero bias, norms to the identity.
-
-    Draws come from torch's global generator. Source: MAE, He et al. 2022, arXiv:2111.06377, appendix A.1.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.LayerNorm):
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-
-def random_token(*shape: int) -> nn.Parameter:
-    """Learnt vectors that enter a sequence or are added to it, drawn from N(0, 0.02)."""
-    return nn.Parameter(nn.init.normal_(torch.empty(*shape), std=0.02))
+    def _tokens(self, patches: Tensor, kept: Tensor | None, groups: Tensor | None) -> Tensor:
+        tokens: Tensor = self.patch_embedding(patches) + (self.positions if kept is None else self.positions[kept])
+        return tokens

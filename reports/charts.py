@@ -8,12 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from reports.folder import Study, Trial, at_path
-
-RANGES = ("uniform", "log_uniform", "int_uniform", "log_int")
-"""Kinds of distributions with two ends; the other kind is `choice`."""
+from reports.folder import RANGES, Study, Trial
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ def parameter_strip(study: Study, name: str) -> Strip | None:
     chosen = [(trial, trial.params[name]) for trial in study.trials if name in trial.params]
     if not chosen or any(isinstance(value, bool) or not isinstance(value, int | float) for _, value in chosen):
         return None
-    kind, ends = _leaf(study.setting("space", {}).get(name))
+    kind, ends = study.distribution_of(name)
     values = [float(value) for _, value in chosen] + (ends if kind in RANGES else [])
     low, high = min(values), max(values)
     if low == high:
@@ -192,22 +188,10 @@ def parameter_strip(study: Study, name: str) -> Strip | None:
 
 def distribution(study: Study, name: str) -> str:
     """What a parameter was drawn from, in a few words; empty where the configuration does not say."""
-    kind, content = _leaf(study.setting("space", {}).get(name))
+    kind, content = study.distribution_of(name)
     if kind == "choice":
         return "one of " + ", ".join(str(option) for option in content)
     return f"{content[0]:g} to {content[1]:g}{', logarithmic' if 'log' in kind else ''}" if kind else ""
-
-
-def _leaf(leaf: Any) -> tuple[str, list[Any]]:
-    """The kind of a distribution, with its two ends or its options: {log_uniform: [1e-4, 1e-2]} or {choice: [A, B]}."""
-    if isinstance(leaf, list):
-        return "choice", leaf
-    for kind in RANGES:
-        ends = at_path(leaf, kind)
-        if isinstance(ends, list) and len(ends) == 2:
-            return kind, [float(end) for end in ends]
-    options = at_path(leaf, "choice")
-    return ("choice", options) if isinstance(options, list) else ("", [])
 
 
 def _round_step(step: float) -> float:

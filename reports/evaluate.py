@@ -1,7 +1,8 @@
-"""Predictions of a study's models on the validation and the test fold: the one place that opens the test fold.
+"""What a study's models answer after the search, on validation and on test: the one place that opens the test fold.
 
 Every pass of a model over the test fold is written down before it is made. A file of predictions says by which weights
-they were made: what these weights have predicted once is read again, never predicted again.
+they were made: what these weights have predicted once is read again, never predicted again. The untrained encoders of
+the methods that were searched among are probed on the validation fold alone.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from data.labels import Labels
 from data.store import Store
 from models.classifier import Classifier
 from models.encoder import Encoder
-from reports.folder import MADE_BY, PREDICTIONS
+from reports.choices import probed_trials
+from reports.folder import MADE_BY, PREDICTIONS, UNTRAINED, read_study
 from trainables.checkpoint import Checkpoint, load, weights_digest
-from trainables.classify import fresh_encoder
 from trainables.files import write_atomically
-from trainables.predict import predict
-from trainables.pretrain import probed
+from trainables.predict import predict, validate
+from trainables.pretrain import fresh_encoder, probed
 from trainables.recordings import open_recordings
 from trainables.settings import Run
 from trainables.study import StudyFolder
@@ -74,6 +75,49 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
         store,
         workers,
     )
+
+
+def probe_untrained(study: StudyFolder, store: Path, run_of: Callable[[int], Run], workers: Workers) -> int:
+    """Probe the untrained encoder of every method that a study searched among, on its validation rows.
+
+    A method is an option of a searched `model` or `model.encoder`; the encoder is that of the trial with the method's
+    best probe in pre-training, as it was before its first epoch, and so is the probe: what the two differ by is what
+    pre-training did. Each probe is kept in report/untrained.json as soon as it is made, with a digest of what it
+    follows from; where that has not changed it is not made again. The test fold is not opened.
+
+    Args:
+        study: a study's folder; a search of nothing of the kind is left as it is.
+        store: the prepared recordings.
+        run_of: makes a trial's run from its number.
+        workers: this process.
+
+    Returns:
+        How many encoders were probed now.
+
+    Raises:
+        DataError, StorageError: if the recordings cannot be read or the file cannot be written.
+        ValueError: if the study's folder is damaged.
+        FloatingPointError: if an encoder's embeddings are not finite.
+    """
+    read = read_study(study.path)
+    content = read.untrained
+    known = {entry["digest"]: entry["metrics"] for options in content.values() for entry in options.values()}
+    num_probed = 0
+    for parameter, trials in probed_trials(read).items():
+        for option, trial in trials.items():
+            run = run_of(trial)
+            encoder = fresh_encoder(run)
+            digest = _digest_of_probe(run, encoder)
+            if digest not in known:
+                recordings = open_recordings(run, store)
+                probe = probed(run, encoder.to(workers.device), recordings, workers)
+                known[digest] = validate(probe, recordings, run.data, run.task, workers)
+                num_probed += 1
+            entry = {"trial": trial, "digest": digest, "metrics": known[digest]}
+            if content.setdefault(parameter, {}).get(option) != entry:
+                content[parameter][option] = entry
+                write_atomically(study.report / UNTRAINED, json.dumps(content, indent=1).encode() + b"\n")
+    return num_probed
 
 
 def _made_by(study: StudyFolder, name: str, checkpoint: Checkpoint) -> dict[str, Any]:

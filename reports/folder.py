@@ -27,6 +27,10 @@ PREDICTIONS = {
 """Model -> file under report/ that holds its predictions."""
 MADE_BY = b"heartsweep.made_by"
 """Key of such a file's metadata: JSON of the trial and the digest of the weights that made it."""
+UNTRAINED = "untrained.json"
+"""File under report/: searched choice -> option -> the linear probe on the option's untrained encoder."""
+RANGES = ("uniform", "log_uniform", "int_uniform", "log_int")
+"""Kinds of distributions with two ends; the other kind is `choice`."""
 TRIAL_COLUMNS = ("number", "state", "value", "epochs", "seconds", "reason")
 """Columns of trials.parquet that are not parameters."""
 
@@ -116,10 +120,18 @@ class Study:
     """By the keys of PREDICTIONS, those that have been made; never another trial's for the best one's."""
     outdated: int | None = None
     """The trial that predictions.parquet was made by where another one has become the best since."""
+    untrained: dict[str, Any] = field(default_factory=dict)
+    """The content of UNTRAINED; empty where no encoder has been probed."""
+    journal: Path | None = None
+    """Optuna's journal, which may be missing or damaged: only `reports.importance` reads it."""
 
     def setting(self, dotted: str, otherwise: Any = None) -> Any:
         """A value of the configuration by its dotted name."""
         return at_path(self.config, dotted, otherwise)
+
+    def distribution_of(self, name: str) -> tuple[str, list[Any]]:
+        """What a parameter was drawn from: the kind with its two ends or its options; ("", []) where nothing says."""
+        return leaf((self.setting("space") or {}).get(name))
 
     @property
     def metric(self) -> str:
@@ -161,7 +173,7 @@ def read_study(study_dir: Path) -> Study:
     config = _read_yaml(study_dir / "study.yaml")
     events, num_unreadable = _read_events(study_dir / "events.jsonl")
     checkpoints = study_dir / "checkpoints"
-    best = _read_checkpoint(checkpoints / "best_1" / "checkpoint.json")
+    best = _read_json(checkpoints / "best_1" / "checkpoint.json")
     test_folds = at_path(config, "data.test_folds", [])
     files = {model: study_dir / "report" / name for model, name in PREDICTIONS.items()}
     predictions = {model: read_predictions(path, test_folds) for model, path in files.items() if path.exists()}
@@ -175,9 +187,11 @@ def read_study(study_dir: Path) -> Study:
         num_unreadable_events=num_unreadable,
         trials=_trials(study_dir / "trials.parquet", events, metric=at_path(config, "search.metric", "val/auroc")),
         best=best,
-        default=_read_checkpoint(checkpoints / "default" / "checkpoint.json"),
+        default=_read_json(checkpoints / "default" / "checkpoint.json"),
         predictions=predictions,
         outdated=outdated,
+        untrained=_read_json(study_dir / "report" / UNTRAINED),
+        journal=study_dir / "journal.log",
     )
 
 
@@ -235,6 +249,18 @@ def at_path(tree: Any, dotted: str, otherwise: Any = None) -> Any:
     return tree
 
 
+def leaf(content: Any) -> tuple[str, list[Any]]:
+    """The kind of a distribution, with its two ends or its options: {log_uniform: [1e-4, 1e-2]} or {choice: [A, B]}."""
+    if isinstance(content, list):
+        return "choice", content
+    for kind in RANGES:
+        ends = at_path(content, kind)
+        if isinstance(ends, list) and len(ends) == 2:
+            return kind, [float(end) for end in ends]
+    options = at_path(content, "choice")
+    return ("choice", options) if isinstance(options, list) else ("", [])
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -249,13 +275,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty where there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}): restore it or delete its folder") from None
+        raise ValueError(
+            f"{path} is not readable JSON ({error}): restore it, or delete it with what it describes"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from reports import charts
 from reports.charts import Axis
+from reports.choices import METHODS
 from reports.folder import Study
 
 MODELS = {
@@ -31,6 +32,9 @@ NAMES_IN_TEXT = {
 }
 FEW_PATIENTS = 10
 """Below this many positive patients a percentile interval is known to be too narrow; the page marks the class."""
+CHANCE = 0.05
+"""A parameter to which shuffled values give as much importance more often than this is said to have it by chance."""
+STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 
@@ -56,6 +60,8 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
         "figure": figure,
         "estimate": estimate,
         "difference": difference,
+        "signed": _signed,
+        "share": share,
         "verdict": verdict,
         "count": count,
         "duration": duration,
@@ -70,6 +76,8 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
         facts=facts(study, metrics),
         rows=model_rows(metrics),
         classes=class_rows(metrics),
+        choices=choice_tables(metrics),
+        importance=importance_rows(metrics),
         parameters=parameter_rows(study),
         curves=[_curves(study, metrics, *size) for size in ((1040, 420), (400, 330))],
         curve_data=curve_data(study),
@@ -81,6 +89,7 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
         provenance=provenance(study),
         cautions=cautions(study, metrics),
         few_patients=FEW_PATIENTS,
+        chance=CHANCE,
         names=MODELS,
         names_in_text=NAMES_IN_TEXT,
     )
@@ -109,6 +118,14 @@ def difference(interval: dict[str, Any]) -> Markup:
         return Markup(f'<b>{_signed(interval["value"])}</b> <span class="ci">no interval</span>')
     bounds = f"{_signed(interval['low'])} to {_signed(interval['high'])}"
     return Markup(f'<b>{_signed(interval["value"])}</b> <span class="ci">{bounds}</span>')
+
+
+def share(interval: dict[str, Any]) -> Markup:
+    """A part of 1 with its interval, in two digits: it is not known to more."""
+    if interval["value"] is None:
+        return Markup('<span class="why">{}</span>').format(interval["reason"])
+    bounds = f"{figure(interval['low'], 2)}{DASH}{figure(interval['high'], 2)}"
+    return Markup(f'<b>{figure(interval["value"], 2)}</b> <span class="ci">{bounds}</span>')
 
 
 def _signed(value: float | None) -> str:
@@ -287,6 +304,76 @@ def class_rows(metrics: dict[str, Any]) -> dict[str, Any]:
 def _interval_axis(intervals: Iterable[dict[str, Any]]) -> Axis:
     ends = [interval.get(end) for interval in intervals for end in ("value", "low", "high")]
     return Axis.around([end for end in ends if end is not None], num_ticks=3, least=0.0, most=1.0)
+
+
+def _where(metrics: dict[str, Any]) -> str:
+    """The epoch at which trials are compared, in words."""
+    comparison = metrics["comparison"]
+    stage = STAGES.get(comparison["stage"])
+    return f"epoch {comparison['epoch']}" + (f", in {stage}" if stage else "")
+
+
+def choice_tables(metrics: dict[str, Any]) -> dict[str, Any]:
+    """One table for every searched choice; those of what learns with a drawing of best and untrained probes."""
+    tables = []
+    for name, rows in metrics["choices"].items():
+        probes = [row["best_probe"]["value"] for row in rows if row["best_probe"]]
+        untrained = [row["untrained"] for row in rows if row["untrained"] is not None]
+        tables.append(
+            {
+                "name": name,
+                "rows": rows,
+                "probed": bool(probes),
+                "against_untrained": bool(untrained),
+                "awaits_untrained": name in METHODS and bool(probes) and len(untrained) < len(probes),
+                "axis": Axis.around([*probes, *untrained], num_ticks=2),
+            }
+        )
+    return {"tables": tables, "where": _where(metrics) if tables else ""}
+
+
+def importance_rows(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The table of importances: first what all compared trials have, then what some have, the largest first."""
+    found = metrics["importance"]
+    reason = found.get("reason") or found["at_epoch"].get("reason")
+    if reason:
+        return {"reason": reason, "rows": []}
+    at_epoch, completed = found["at_epoch"], found["completed"]
+    rows = [
+        {
+            "name": name,
+            "num_trials": entry["num_trials"],
+            "conditional": entry["num_trials"] < at_epoch["num_trials"],
+            "few": entry["share"] is not None and entry["num_trials"] < found["few_trials"],
+            "at_epoch": _interval_of(entry),
+            "completed": _interval_of(completed["parameters"].get(name)),
+        }
+        for name, entry in at_epoch["parameters"].items()
+    ]
+    return {
+        "reason": None,
+        "where": _where(metrics),
+        "few": at_epoch["num_trials"] < found["few_trials"],
+        "rows": sorted(rows, key=lambda row: (row["conditional"], -(row["at_epoch"]["value"] or 0.0), row["name"])),
+        "axis": Axis.around([0.0, 1.0], num_ticks=2),
+    }
+
+
+def _interval_of(entry: dict[str, Any] | None) -> dict[str, Any]:
+    """A share as the drawings and `share` take it, with what the shufflings say of it in words."""
+    if entry is None:
+        return {"value": None, "low": None, "high": None, "reason": "no trial has it", "verdict": ""}
+    verdict = ""
+    if entry["share"] is not None:
+        chance = "could be chance" if entry["by_chance"] > CHANCE else "hardly chance"
+        verdict = f"{chance} ({entry['by_chance']:.0%})".replace("%", " %")
+    return {
+        "value": entry["share"],
+        "low": entry["low"],
+        "high": entry["high"],
+        "reason": entry.get("reason", ""),
+        "verdict": verdict,
+    }
 
 
 def parameter_rows(study: Study) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from reports.choices import Comparison, Unknown, compare, tables
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
@@ -61,7 +62,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
     }
-    return content | {"intervals_excluding_value": _excluding(content)}
+    return content | {"intervals_excluding_value": _excluding(content)} | _choices(study, seed=seed)
 
 
 def _scored_splits(predictions: Predictions, *, num_resamples: int, seed: int) -> dict[str, Scored]:
@@ -194,6 +195,35 @@ def _search(study: Study) -> dict[str, Any]:
         "trial_seconds": seconds,
         "device_seconds": seconds * workers,
     }
+
+
+def _choices(study: Study, *, seed: int) -> dict[str, Any]:
+    """What the trials had chosen and how they did: at which epoch they are compared, importances, a table a choice."""
+    try:
+        comparison = compare(study)
+    except Unknown as error:
+        return {"comparison": {"reason": str(error)}, "importance": {"reason": str(error)}, "choices": {}}
+    return {
+        "comparison": comparison.as_json(),
+        "importance": _importance(study, comparison, seed=seed),
+        "choices": tables(study, comparison),
+    }
+
+
+def _importance(study: Study, comparison: Comparison, *, seed: int) -> dict[str, Any]:
+    """The importances, or the reason why there are none; a report can be made where Optuna is not installed."""
+    if not any(trial.params for trial in study.trials):
+        return {"reason": "nothing was searched"}
+    try:
+        from reports.importance import importance
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        return {"reason": "Optuna, which computes it, is not installed where this report was made"}
+    try:
+        return importance(study, comparison, seed=seed)
+    except Unknown as error:
+        return {"reason": str(error)}
 
 
 def _excluding(content: dict[str, Any]) -> list[str]:

@@ -29,13 +29,30 @@ from trainables.settings import Run
 
 FOLDER = Path(__file__).parent
 GROUPS = tuple(sorted(folder.name for folder in FOLDER.iterdir() if any(folder.glob("*.yaml"))))
+PLACES = {"encoder": "model.encoder", "text_encoder": "model.text_encoder"}
+"""Where the options of a group lie in the configuration, if not under its name."""
+KEYS_OF_CHOICES = {group: key for key, group in GROUP_CHOICES.items()}
 NAMED_BY_CHOICE = ("search", "data", "task", "scale")
 """Groups whose `name` is that of the chosen option: one written into a copied file would be stale."""
-FOLDERS = re.compile(r"study_dir|checkpoint|task\.encoder|data\.(root|store_dir)")
+FOLDERS = re.compile(
+    r"study_dir|checkpoint|weights|mapping|task\.encoder|model\.text_encoder\.folder|data\.(root|store_dir)"
+)
 """Keys that name a place seen from where the command is typed."""
 PATHS = re.compile(rf"{FOLDERS.pattern}|data\.reader\.(\w+_dir|(\w+_)?csv)")
 """Keys whose values are taken as typed: Hydra's grammar stops at ~ ( ) = # & and at letters beyond ASCII."""
-NOT_OF_THE_RUN = ("command", "study_dir", "resume", "trial", "checkpoint", "cluster", "tracking", "debug", "evaluate")
+NOT_OF_THE_RUN = (
+    "command",
+    "study_dir",
+    "resume",
+    "trial",
+    "checkpoint",
+    "weights",
+    "mapping",
+    "cluster",
+    "tracking",
+    "debug",
+    "evaluate",
+)
 """What may be typed beside a stored configuration: nothing that changes what was computed."""
 PREPARATION = (
     "sampling_rate_hz",
@@ -57,6 +74,7 @@ EXAMPLES = (
     ("what would run", "command=show search=stmem_ptbxl"),
     ("a study's report again", "command=report study_dir=DIR"),
     ("one trial of a study again", "command=train study_dir=DIR trial=N"),
+    ("a published encoder's weights", "command=import weights=FILE mapping=FILE study_dir=DIR"),
     ("a checkpoint on the test fold", "command=evaluate checkpoint=DIR evaluate.fold=test"),
 )
 """What is done, and what is typed for it."""
@@ -213,8 +231,9 @@ def _read_group(group: str, value: Any, argument: str, line: Line) -> None:
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
             raise ChoiceError(f"{argument}: {group} takes the name of an option; see --help")
-    if len(names) > 1 and group not in GROUP_CHOICES:
-        raise ChoiceError(f"{argument}: {group} takes one name; a search can choose among {' or '.join(GROUP_CHOICES)}")
+    if len(names) > 1 and group not in KEYS_OF_CHOICES:
+        among = " or ".join(KEYS_OF_CHOICES)
+        raise ChoiceError(f"{argument}: {group} takes one name; a search can choose among {among}")
     line.groups[group] = names[0]
     line.listed_groups.pop(group, None)
     if len(names) > 1:
@@ -246,14 +265,14 @@ def compose_line(line: Line) -> Composed:
     tree = _plain(config)
     del tree["space"]
     _refuse_misplaced_leaves(space, dotted(tree))
-    tree["space"] = settled(space, tree, choices)
+    tree["space"] = settled(space, tree, {KEYS_OF_CHOICES.get(group, group): name for group, name in choices.items()})
     notes += [
         f"space.{key}: not searched, its condition {written(leaf['when'])} does not hold"
         for key, leaf in space.items()
         if key not in tree["space"] and f"space.{key}" in line.values
     ]
-    chosen = [group for group in GROUP_CHOICES if group in tree["space"]]
-    tree["options"] = {group: _options(group, tree["space"][group], choices[group], line) for group in chosen}
+    chosen = [key for key in GROUP_CHOICES if key in tree["space"]]
+    tree["options"] = {key: _options(key, tree["space"][key], choices[GROUP_CHOICES[key]], line) for key in chosen}
     if tree["command"] == "search" and choices["search"] == "none" and not tree["space"]:
         searches = [name for name in _options_of("search", line.config_dir) if name != "none"]
         raise ChoiceError(f"search=NAME is needed, or a space of your own; there is {', '.join(searches)}")
@@ -310,7 +329,7 @@ def _refuse_what_is_stored(line: Line, stored: Mapping[str, Any], *, evaluates: 
 
 def _hydra(groups: Mapping[str, str], config_dir: Path | None) -> tuple[DictConfig, dict[str, str]]:
     """Compose groups alone; the configuration is not resolved yet."""
-    overrides = [f"{group}={option}" for group, option in groups.items()]
+    overrides = [f"{_in_its_place(group)}={option}" for group, option in groups.items()]
     if config_dir is not None:
         quoted = str(config_dir).replace("\\", "\\\\").replace("'", "\\'")
         overrides.append(f"hydra.searchpath=['file://{quoted}']")
@@ -321,12 +340,22 @@ def _hydra(groups: Mapping[str, str], config_dir: Path | None) -> tuple[DictConf
         raise ChoiceError(_no_option(error)) from error
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ChoiceError(_one_line(error)) from error
-    choices = {group: str(option) for group, option in config.hydra.runtime.choices.items() if group in GROUPS}
+    except AssertionError as error:  # Hydra's own, of a defaults list such as [@space: st_mem]
+        raise ChoiceError(
+            "a defaults list in the YAML files must hold GROUP: OPTION, got one without a group"
+        ) from error
+    chosen = {str(group).partition("@")[0]: str(option) for group, option in config.hydra.runtime.choices.items()}
+    choices = {group: option for group, option in chosen.items() if group in GROUPS}
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     for group in NAMED_BY_CHOICE:
         OmegaConf.update(config, f"{group}.name", choices[group], force_add=True)
     return config, choices
+
+
+def _in_its_place(group: str) -> str:
+    """A group as Hydra calls it."""
+    return f"{group}@{PLACES[group]}" if group in PLACES else group
 
 
 def _no_option(error: MissingConfigException) -> str:
@@ -363,11 +392,11 @@ def _put_all(config: DictConfig, space: dict[str, Any], line: Line) -> list[str]
     notes: list[str] = []
     known = dotted(_unresolved(config))
     for group, names in line.listed_groups.items():
-        space[group] = {"choice": names}
+        space[KEYS_OF_CHOICES[group]] = {"choice": names}
         notes.append(f"{group}: searched, one of {', '.join(names)}; trial 0 takes {names[0]}")
     for group in line.groups:
-        if group in space and group not in line.listed_groups:
-            del space[group]
+        if KEYS_OF_CHOICES.get(group) in space and group not in line.listed_groups:
+            del space[KEYS_OF_CHOICES[group]]
             notes.append(f"{group}={line.groups[group]}: fixed, no longer searched")
     for key, value in line.values.items():
         if key.partition(".")[0] == "space":
@@ -449,7 +478,8 @@ def _refuse_misplaced_leaves(space: Mapping[str, Any], known: Mapping[str, Any])
         head, _, last = key.rpartition(".")
         if isinstance(known.get(key), dict) and key not in GROUP_CHOICES:
             raise ChoiceError(f"space.{key}: {key} holds other keys: search one of them, space.{key}.KEY")
-        if key in known or key in GROUP_CHOICES or first in space:
+        inside = any(key.startswith(f"{group}.") for group in GROUP_CHOICES if group in space)
+        if key in known or key in GROUP_CHOICES or inside:
             continue
         if head in known and not isinstance(known[head], dict | list):
             raise ChoiceError(f"space.{head}: no such distribution {last}; {nearest(last, KINDS)}")
@@ -469,27 +499,28 @@ def _refuse_missing(config: DictConfig) -> None:
             raise ChoiceError(f"{key}=... is needed; see --help")
 
 
-def _options(group: str, leaf: Any, chosen: str, line: Line) -> dict[str, dict[str, Any]]:
-    """The subtree of every option that the space may choose for `group`, composed as the run's own was."""
+def _options(key: str, leaf: Any, chosen: str, line: Line) -> dict[str, dict[str, Any]]:
+    """The subtree of every option that the space may choose at a group's key, composed as the run's own was."""
+    group = GROUP_CHOICES[key]
     names = leaf.get("choice") if isinstance(leaf, Mapping) else None
     if not isinstance(names, list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
-        raise ChoiceError(f"space.{group}: must be a list of options' names, got {leaf}")
+        raise ChoiceError(f"space.{key}: must be a list of options' names, got {leaf}")
     if chosen not in names:
         raise ChoiceError(
-            f"space.{group}: must hold the run's own option, {chosen}, got {written(names)}; or type {group}=NAME"
+            f"space.{key}: must hold the run's own option, {chosen}, got {written(names)}; or type {group}=NAME"
         )
     subtrees = {}
     for name in names:
         config, _ = _hydra({**line.groups, group: name}, line.config_dir)
-        theirs = {key: value for key, value in line.values.items() if key.startswith(f"{group}.")}
+        theirs = {typed: value for typed, value in line.values.items() if typed.startswith(f"{key}.")}
         try:
             _put_all(config, {}, Line(values=theirs))
             _refuse_missing(config)
         except ChoiceError as error:
-            raise ChoiceError(f"space.{group}: with {group}={name}: {error}") from error
+            raise ChoiceError(f"space.{key}: with {group}={name}: {error}") from error
         tree = _plain(config)
         _resolve_paths(tree)
-        subtrees[name] = tree[group]
+        subtrees[name] = dotted(tree)[key]
     return subtrees
 
 

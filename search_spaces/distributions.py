@@ -29,14 +29,17 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 from pydantic import ValidationError
 
+from search_spaces.encoders import encoders_that_give
 from search_spaces.schema import ChoiceError, Launch, dotted, problems, unknown_key
-from trainables.components import ComponentError, check_components, check_model, nearest
+from trainables.components import ComponentError, MisfitError, check_components, check_model, nearest
 from trainables.settings import Run
 
 KINDS = ("uniform", "log_uniform", "int_uniform", "log_int", "choice")
 BESIDE = ("step", "when")
-GROUP_CHOICES = ("model", "task")
-"""Groups whose options a space may choose among. All trials of a study share their data, which is prepared once."""
+GROUP_CHOICES = {"model": "model", "model.encoder": "encoder", "task": "task"}
+"""Keys at which a space may choose among a group's options. All trials of a study share their data, prepared once."""
+OF_THE_MODEL = ("model", "data", "task.finetune.pool", "task.finetune.mask_")
+"""How the keys begin that decide whether a model can be built."""
 TWO_DECADES = 100.0
 STUDY_WIDE = (
     "seed",
@@ -421,9 +424,10 @@ def _grid_values(leaf: Leaf) -> list[Any]:
 
 def default_of(key: str, tree: Mapping[str, Any]) -> Any:
     """The run's own value of a searched key; of a group, the option whose subtree the run holds."""
+    own = dotted(tree)[key]
     if key in tree.get("options", {}):
-        return next((name for name, subtree in tree["options"][key].items() if subtree == tree[key]), None)
-    return dotted(tree)[key]
+        return next((name for name, subtree in tree["options"][key].items() if subtree == own), None)
+    return own
 
 
 def apply(
@@ -434,14 +438,14 @@ def apply(
     Args:
         tree: the configuration; it stays as it is.
         values: by dotted key, decoded (Space.ask, Space.values).
-        options: group -> option -> subtree (Launch.options).
+        options: key of a group -> option -> subtree (Launch.options).
 
     Raises:
         ChoiceError: if a key does not exist in the run that the options make.
     """
     changed: dict[str, Any] = copy.deepcopy(dict(tree))
-    for group in [key for key in values if key in options]:
-        changed[group] = copy.deepcopy(options[group][values[group]])
+    for key in sorted((key for key in values if key in options), key=len):  # a model before the encoder within it
+        put(changed, key, copy.deepcopy(options[key][values[key]]))
     for key in [key for key in values if key not in options]:
         known = dotted(changed)
         if key not in known:
@@ -522,14 +526,13 @@ def _check_comparable(tree: Mapping[str, Any], changed: Mapping[str, Any], leaf:
 
 
 def contexts(leaf: Leaf, space: Space) -> list[dict[str, Any]]:
-    """Values under which a leaf is searched: what it depends on, and each option of the group that it belongs to."""
-    needed = _satisfied(leaf, space)
-    group = leaf.key.partition(".")[0]
-    choice = next((other for other in space.leaves if other.key == group and leaf.key != group), None)
-    if choice is None:
-        return [needed]
-    allowed = dict(leaf.when).get(group, tuple(extremes(choice)))
-    return [needed | {group: option} for option in allowed]
+    """Values under which a leaf is searched: what it depends on, and each option of the groups that it belongs to."""
+    found = [_satisfied(leaf, space)]
+    for choice in space.leaves:
+        if choice.key in GROUP_CHOICES and leaf.key.startswith(f"{choice.key}."):
+            allowed = dict(leaf.when).get(choice.key, tuple(extremes(choice)))
+            found = [context | {choice.key: option} for context in found for option in allowed]
+    return found
 
 
 def _try(tree: Mapping[str, Any], leaf: Leaf | None, value: Any = None) -> None:
@@ -540,10 +543,13 @@ def _try(tree: Mapping[str, Any], leaf: Leaf | None, value: Any = None) -> None:
         run = Run.model_validate(run_tree)
         check_components(run)
         # a model is built for its own keys and for those of its input; a learning rate is none of its business
-        if leaf is None or leaf.key.partition(".")[0] in ("model", "data"):
+        if leaf is None or leaf.key.startswith(OF_THE_MODEL):
             check_model(run)
     except ValidationError as error:
         raise ChoiceError(_blamed(prefix, leaf, value, problems(error, run_tree))) from error
+    except MisfitError as error:
+        fitting = ", ".join(encoders_that_give(error.needs))
+        raise ChoiceError(f"{_blamed(prefix, leaf, value, str(error))}; encoder=NAME with one of {fitting}") from error
     except ComponentError as error:
         raise ChoiceError(_blamed(prefix, leaf, value, str(error))) from error
     except ValueError as error:

@@ -14,9 +14,11 @@ from torch import Tensor
 from data.labels import read_labels
 from data.record import DataError
 from models.classifier import Classifier
+from models.pretext import PretextTask
 from search_spaces.distributions import parse
 from search_spaces.schema import Launch
-from trainables.pretrain import build_pretext
+from trainables.classify import pooled
+from trainables.pretrain import build_pretext, fresh_encoder
 from trainables.recordings import reader_of
 from trainables.settings import Cluster, Run, Stage
 from trainables.steps import autocast
@@ -95,28 +97,52 @@ def _training_records(launch: Launch) -> tuple[int, int] | None:
 
 def _stages(run: Run, num_records: int, num_labelled: int, device: torch.device) -> Iterator[float]:
     """Seconds of each stage; the probe and the validation are within the error of this estimate."""
-    pretext = build_pretext(run).to(device)
     if run.task.stages != "finetune":
         first = run.task.pretrain
-        draws = pretext.draw(_batch_size(first, num_records), torch.Generator().manual_seed(0)).to(device)
-        yield _seconds(run, first, num_records, device, lambda signal: pretext(signal, draws)) * first.num_epochs
+        pretext = build_pretext(run).to(device)
+        batch_size = _batch_size(first, num_records)
+        draws = pretext.draw(batch_size, torch.Generator().manual_seed(0))
+        given = {name: draw.to(device) for name, draw in draws.items()}
+        known = {name: fact.to(device) for name, fact in _made_up_facts(pretext, batch_size).items()}
+        yield first.num_epochs * _seconds(
+            run, first, num_records, device, lambda signal: pretext(signal, given, **known), num_views=pretext.num_views
+        )
     if run.task.stages != "pretrain":
         second = run.task.finetune
-        classifier = Classifier(pretext.encoder, 1, drop_path=0.0, head_init_std=0.01).to(device)
+        encoder = pooled(fresh_encoder(run), run)
+        classifier = Classifier(encoder, 1, drop_path=0.0, head_init_std=0.01).to(device)
         frozen = second.mode == "linprobe"  # every record goes through the encoder once; the head costs nothing
         classifier.encoder.requires_grad_(not frozen)
         epochs = 1 if frozen else second.num_epochs
         yield _seconds(run, second, num_labelled, device, lambda signal: classifier(signal).square().mean()) * epochs
 
 
+def _made_up_facts(pretext: PretextTask, batch_size: int) -> dict[str, Tensor]:
+    """What a task may read of records, all different, with reports of usual length."""
+    reports = ["a report of ten words or so as most of them are"] * batch_size
+    return {
+        name: pretext.report_tokens(reports) if name == "reports" else torch.arange(batch_size)
+        for name in pretext.reads
+    }
+
+
 def _batch_size(stage: Stage, num_records: int) -> int:
     return max(1, min(stage.batch_size, num_records))
 
 
-def _seconds(run: Run, stage: Stage, num_records: int, device: torch.device, loss: Callable[[Tensor], Tensor]) -> float:
+def _seconds(
+    run: Run,
+    stage: Stage,
+    num_records: int,
+    device: torch.device,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    num_views: int = 1,
+) -> float:
     """Seconds of one epoch of a stage."""
     batch_size = _batch_size(stage, num_records)
-    shape = (batch_size, len(run.data.leads), run.data.window_samples)
+    views = (num_views,) if num_views > 1 else ()
+    shape = (batch_size, *views, len(run.data.leads), run.data.window_samples)
     signal = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     laps = []
     for _ in itertools.repeat(None, TIMED_STEPS + 1):

@@ -33,9 +33,12 @@ FORMER_NAMES: dict[str, Former] = {
     "start_epoch": Former((), "a study knows where it stopped"),
     "encoder_path": Former(("task.encoder",), "the folder of a checkpoint, not a file"),
     "mode": Former(("task.finetune.mode",), "finetune, linprobe or scratch, as there"),
-    "model_name": Former(("model", "model.size"), "the kind of model and its size apart: model=st_mem model.size=base"),
+    "model_name": Former(
+        ("model", "model.encoder.size"),
+        "the kind of model and its size apart: model=st_mem model.encoder.size=base",
+    ),
     "model.seq_len": Former(("data.window_s",), "in seconds: 2250 samples at 250 Hz are 9.0"),
-    "model.patch_size": Former(("model.patch_duration_s",), "in seconds: 75 samples at 250 Hz are 0.3"),
+    "model.patch_size": Former(("model.encoder.patch_duration_s",), "in seconds: 75 samples at 250 Hz are 0.3"),
     "model.num_leads": Former(("data.leads",), "names, in any order: data.leads=[II] for one lead"),
     "model.num_classes": Former(("task.labels", "task.classes"), "follows from the label protocol, or a subset of it"),
     "model.drop_path_rate": Former(("task.finetune.drop_path",)),
@@ -58,7 +61,7 @@ FORMER_NAMES: dict[str, Former] = {
         "an entry data.transforms.RandAugment: op_names is operations, prob is probability; levels mean the same",
     ),
     "dataset.train_transforms": Former(
-        _both("transforms"),
+        ("model.transforms", "task.finetune.transforms"),
         "augmentations only; crop, filters and standardisation are data.window_s, data.highpass_hz, data.lowpass_hz "
         "and data.standardize",
     ),
@@ -74,7 +77,10 @@ FORMER_NAMES: dict[str, Former] = {
     "train.accum_iter": Former(_both("accumulation_steps")),
     "train.warmup_epochs": Former(_both("warmup_share"), "as a share of the stage: 3 of 10 epochs are 0.3"),
     "train.min_lr": Former(_both("min_lr")),
-    "train.blr": Former(_both("base_lr"), "lr = base_lr * effective batch / 256, as there; set lr=null with it"),
+    "train.blr": Former(
+        _both("base_lr"),
+        "lr = base_lr * effective batch / 256, as there, with base_lr_rule=batch_over_256; set lr=null with it",
+    ),
     "train.lr": Former(_both("lr"), "absolute, as there"),
     "train.weight_decay": Former(
         _both("weight_decay"), "not on biases and norms, unless optimizer.decay_biases_and_norms"

@@ -26,11 +26,11 @@ from data.store import prepare_signal
 from search_spaces.distributions import Leaf, Space, contexts, extremes, run_with, written
 from search_spaces.schema import ChoiceError, Launch
 from trainables.checkpoint import WEIGHTS, describe
-from trainables.components import nearest
+from trainables.components import check_model, nearest
 from trainables.files import write_tensors
 from trainables.loops import train
 from trainables.metrics import metric_key, metric_names
-from trainables.pretrain import build_pretext
+from trainables.pretrain import fresh_encoder
 from trainables.recordings import Recordings, preparation_of, reader_of
 from trainables.settings import Data, Run
 from trainables.state import TrainState
@@ -48,6 +48,7 @@ TELLING: dict[str, tuple[Any, Any]] = {
     "clip_norm": (1e-3, 1e-2),
     "max_train_records": (3, 5),
     "precision": ("float32", "bfloat16"),
+    "probability": (0.0, 1.0),
 }
 """By the last part of a key: values to try in the place of the searched ones, which may be one to so small a run."""
 
@@ -169,10 +170,10 @@ def _without_floor(launch: Launch, key: str) -> dict[str, Any]:
 
 def _runs_on_two_leads(run: Run) -> bool:
     """Whether a miniature may have two leads: the model can be built for them, and no transform names more."""
-    if any("leads" in one.arguments for one in (*run.task.pretrain.transforms, *run.task.finetune.transforms)):
+    if any("leads" in one.arguments for one in (*run.model.transforms, *run.task.finetune.transforms)):
         return False
     try:
-        build_pretext(miniature(run, "", run.data.leads[:2]))
+        check_model(miniature(run, "", run.data.leads[:2]))
     except ValueError:  # e.g. it hides whole leads
         return False
     return True
@@ -188,8 +189,8 @@ def fingerprint(run: Run, key: str, leads: list[str], *, metric: str, kind: Kind
         metric: what the run is judged by.
         kind: of its labels.
     """
-    # the miniature is always tiny: that another size gives other numbers goes without trying
-    size = run.model.arguments.get("size")
+    # the miniature is always the smallest: that another size gives other numbers goes without trying
+    size = run.model.encoder.arguments.get("size")
     return f"{size} {_fingerprint(miniature(run, key, leads).model_dump_json(by_alias=True), metric, kind)}"
 
 
@@ -221,21 +222,28 @@ def miniature(run: Run, key: str, leads: list[str]) -> Run:
 
     def small(stage: Any, name: str) -> Any:
         changed: dict[str, Any] = {"num_epochs": 1}
+        if key not in [f"task.{name}.{part}" for part in ("warmup_share", "start_lr")]:
+            changed["warmup_share"] = 0.0  # else the first of the two steps has no rate, and nothing follows from it
         if key != f"task.{name}.batch_size":
             changed["batch_size"] = BATCH_SIZE
         if key not in [f"task.{name}.{part}" for part in ("base_lr", "batch_size", "accumulation_steps")]:
-            changed |= {"lr": stage.peak_lr, "base_lr": None}  # it would follow the smaller batch, below min_lr
+            # it would follow the smaller batch, below min_lr
+            changed |= {"lr": stage.peak_lr, "base_lr": None, "base_lr_rule": None}
         return stage.model_copy(update=changed)
 
     task = run.task
     probe = task.probe if key.startswith("task.probe.") else task.probe.model_copy(update={"l2": 1.0})  # solved soon
-    model = run.model.model_copy(update={"size": "tiny"}) if "size" in run.model.arguments else run.model
+    encoder = run.model.encoder
+    if "size" in encoder.arguments:
+        encoder = encoder.model_copy(update={"size": "laptop"})
+    # what is left of so few records is no sign of a collapse
+    never = task.collapse.model_copy(update={"min_feature_std": None, "min_effective_rank": None})
     stages = {"pretrain": small(task.pretrain, "pretrain"), "finetune": small(task.finetune, "finetune")}
     return run.model_copy(
         update={
-            "model": model,
+            "model": run.model.model_copy(update={"encoder": encoder}),
             "data": run.data.model_copy(update={"leads": leads}),
-            "task": task.model_copy(update={**stages, "probe": probe}),
+            "task": task.model_copy(update={**stages, "probe": probe, "collapse": never}),
         }
     )
 
@@ -246,8 +254,8 @@ def with_made_up_encoder(run: Run, folder: Path) -> Run:
     Like a real one's, its weights depend on nothing but their names and shapes.
     """
     generator = torch.Generator().manual_seed(0)
-    shapes = {name: tensor.shape for name, tensor in build_pretext(run).encoder.state_dict().items()}
-    weights = {f"encoder.{name}": torch.randn(shapes[name], generator=generator) * 0.1 for name in sorted(shapes)}
+    shapes = {name: tensor.shape for name, tensor in fresh_encoder(run).state_dict().items()}
+    weights = {f"encoder.{name}": torch.rand(shapes[name], generator=generator) * 0.1 for name in sorted(shapes)}
     write_tensors(folder / WEIGHTS, weights, {})
     describe(folder, {"contract": run.data.model_dump(mode="json")})
     return run.model_copy(update={"task": run.task.model_copy(update={"encoder": str(folder)})})
@@ -270,10 +278,21 @@ class MadeUpStore:
         self._units: NDArray[np.int16] = units
         self.signals = units.reshape(-1)
         size = units[0].size
+        # three records of one patient, one report and one code, and three of another: each batch repeats some
+        halves = np.arange(len(units)) // BATCH_SIZE
         self.index = pd.DataFrame(
-            {"offset": np.arange(len(units)) * size, "num_samples": np.full(len(units), units.shape[-1])}
+            {
+                "offset": np.arange(len(units)) * size,
+                "num_samples": np.full(len(units), units.shape[-1]),
+                "patient_id": halves.astype(str),
+                "codes": [[str(half)] for half in halves],
+            }
         )
         self.mv_per_unit = MV_PER_UNIT
+
+    def reports(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """A word or two each."""
+        return [f"report of patient {self.index['patient_id'].iloc[row]}" for row in rows]
 
     def record(self, row: int) -> NDArray[np.int16]:
         """(C, T) view of one record."""

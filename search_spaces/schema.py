@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from search_spaces.former_names import former_name
 from trainables.components import meant, said_plainly
-from trainables.settings import Cluster, Component, Data, Run, Settings, Task
+from trainables.settings import Cluster, Data, Model, Run, Settings, Task, check_pretext
 
 
 class ChoiceError(ValueError):
@@ -162,7 +162,7 @@ class Evaluate(Settings):
     """Bootstrap resamples (by patient) behind every interval."""
 
 
-Command = Literal["search", "train", "evaluate", "report", "prepare", "show"]
+Command = Literal["search", "train", "evaluate", "report", "prepare", "show", "import"]
 
 UNCHANGED_BY = {"name", "root", "store_dir", "download", "max_unreadable_share"}
 """Keys of `data` that say where the recordings are, not what they are: a study may move."""
@@ -176,12 +176,14 @@ class Launch(Settings):
     resume: Literal["auto", "never", "must"]
     trial: int | None = Field(ge=0)
     checkpoint: str | None
+    weights: str | None
+    mapping: str | None
     seed: int = Field(ge=0)
     search: Search
     space: dict[str, Any]
     options: dict[str, dict[str, dict[str, Any]]]
-    """Composed subtrees of the groups that the space chooses among: group -> option -> subtree."""
-    model: Component
+    """Composed subtrees of the groups that the space chooses among: key of the group -> option -> subtree."""
+    model: Model
     data: Data
     task: Task
     cluster: Cluster
@@ -203,10 +205,18 @@ class Launch(Settings):
         return self
 
     @model_validator(mode="after")
+    def _can_pretrain(self) -> Self:
+        check_pretext(self.model, self.task)
+        return self
+
+    @model_validator(mode="after")
     def _read_by_the_command(self) -> Self:
-        for key, command in (("trial", "train"), ("checkpoint", "evaluate")):
+        read_by = {"trial": "train", "checkpoint": "evaluate", "weights": "import", "mapping": "import"}
+        for key, command in read_by.items():
             if getattr(self, key) is not None and self.command != command:
                 raise ValueError(f"{key} goes with command={command}, got command={self.command}")
+            if getattr(self, key) is None and self.command == command == "import":
+                raise ValueError(f"command=import needs {key}=FILE")
         return self
 
     @property

@@ -51,9 +51,9 @@ def mistake(capsys, *arguments):
         ([*SYNTHETIC, "command=train", "search.metric=val/accuracy"], "must be one of what the task logs, val/auroc"),
         (["search=stmem_ptbxl_finetune"], "(task.encoder=DIR)"),
         ([*SYNTHETIC, "task.finetune.optimizer.betas=[0.9,1.0]"], "betas must both be at least 0 and below 1, got"),
-        ([*SYNTHETIC, "command=train", "model.patch_duration_s=0.31"], "patch_duration_s must divide the window"),
+        ([*SYNTHETIC, "command=train", "model.encoder.patch_duration_s=0.31"], "patch_duration_s must divide"),
         ([*SYNTHETIC, "trial=3"], "trial goes with command=train, got command=search"),
-        ([*SYNTHETIC, "sampler=cmaes", "model.num_sep_tokens=1,2"], "sampler=cmaes"),
+        ([*SYNTHETIC, "sampler=cmaes", "model.encoder.num_sep_tokens=1,2"], "sampler=cmaes"),
         (["search=stmem_ptbxl", "data.root=nowhere"], "data.root"),
         (["search=stmem_ptbxl"], "data.root"),
     ],
@@ -199,8 +199,8 @@ def test_a_study_keeps_the_encoder_that_its_trials_start_from(tmp_path, tiny_run
     from search_spaces.compose import compose_choices
     from search_spaces.schema import checked
     from trainables.checkpoint import WEIGHTS, check_encoder, describe, description_of
-    from trainables.classify import fresh_encoder
     from trainables.files import write_tensors
+    from trainables.pretrain import fresh_encoder
     from trainables.study import StudyError, StudyFolder
 
     given, study = tmp_path / "given", StudyFolder(tmp_path / "study")
@@ -214,7 +214,7 @@ def test_a_study_keeps_the_encoder_that_its_trials_start_from(tmp_path, tiny_run
     assert first.task.encoder == again.task.encoder == str(study.encoder)
     assert first.identity() == choices.identity()
     check_encoder(study.encoder, first.data)
-    small = checked(compose_choices([*typed, f"task.encoder={given}", "model.size=small"]).tree)
+    small = checked(compose_choices([*typed, f"task.encoder={given}", "model.encoder.size=small"]).tree)
     with pytest.raises(ValueError, match="holds another encoder: .* set model"):
         launch.with_own_encoder(small, StudyFolder(tmp_path / "other study"))
     write_tensors(given / WEIGHTS, weights | {"encoder.norm.bias": weights["encoder.norm.bias"] + 1}, {})

@@ -4,35 +4,48 @@ import pytest
 import torch
 
 from models.encoder import LEADS
-from models.st_mem import STMEM, STMEMEncoder
-from models.vit import sin_cos_table
+from models.masked_autoencoder import MaskedAutoencoder
+from models.st_mem import STMEMEncoder
+from models.transformer import sin_cos_table
 
-PAPER = {
+PAPER_ENCODER = {
     "leads": LEADS,
     "num_samples": 2250,
     "sampling_rate_hz": 250,
     "size": "small",
     "patch_duration_s": 0.3,
-    "mask_ratio": 0.75,
     "num_sep_tokens": 2,
-    "norm_pix_loss": True,
     "standardize_patches": True,
-    "decoder_width": 256,
-    "decoder_depth": 4,
-    "decoder_heads": 4,
 }
-TINY = {"size": "tiny", "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 1}
+PAPER_TASK = {
+    "mask_ratio": 0.75,
+    "norm_pix_loss": True,
+    "loss_on": "hidden",
+    "ncc_weight": 0.0,
+    "decoder": (256, 4, 4),
+    "decoder_width": None,
+    "decoder_depth": None,
+    "decoder_heads": None,
+    "decoder_head_width": 64,
+}
+
+
+def st_mem(**changes):
+    """The task with the paper's encoder, but for `changes` of either's arguments."""
+    of_encoder = {key: value for key, value in changes.items() if key in PAPER_ENCODER}
+    of_task = {key: value for key, value in changes.items() if key not in PAPER_ENCODER}
+    return MaskedAutoencoder(encoder=STMEMEncoder(**(PAPER_ENCODER | of_encoder)), **(PAPER_TASK | of_task))
 
 
 def on_meta(**changes):
     with torch.device("meta"):
-        return STMEM(**(PAPER | changes))
+        return st_mem(**changes)
 
 
-def tiny(**changes):
+def small_one(**changes):
     """A model of random weights whose every parameter matters: 12 leads of 6 patches of 5 samples."""
     torch.manual_seed(0)
-    model = STMEM(**(PAPER | TINY | {"num_samples": 30, "sampling_rate_hz": 10, "patch_duration_s": 0.5} | changes))
+    model = st_mem(**({"size": "laptop", "num_samples": 30, "sampling_rate_hz": 10, "patch_duration_s": 0.5} | changes))
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -73,10 +86,9 @@ def test_a_whole_signal_makes_30_tokens_a_lead_and_the_separators(num_sep_tokens
 
 
 def test_the_reconstruction_has_every_hidden_patch_of_every_lead():
-    model = on_meta(**TINY)
-    prediction, hidden = model.reconstruct(
-        torch.empty(2, 12, 2250, device="meta"), torch.empty(2, 12, 30, device="meta")
-    )
+    model = on_meta(size="laptop")
+    draws = {"noise": torch.empty(2, 12, 30, device="meta")}
+    prediction, hidden = model.reconstruct(torch.empty(2, 12, 2250, device="meta"), draws)
     assert prediction.shape == (2, 12, 23, 75)
     assert hidden.shape == (2, 12, 23)
 
@@ -84,7 +96,7 @@ def test_the_reconstruction_has_every_hidden_patch_of_every_lead():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": "large"}, "size must be one of tiny, small, base, got 'large'"),
+        ({"size": "large"}, "size must be one of laptop, tiny, small, base, got 'large'"),
         ({"patch_duration_s": 0.31}, "patch_duration_s must be a whole number of samples.* got 0.31 s, which is 77.5"),
         ({"patch_duration_s": 0.0}, "patch_duration_s must be a whole number of samples"),
         ({"patch_duration_s": -0.3}, "patch_duration_s must be a whole number of samples"),
@@ -112,7 +124,7 @@ def test_what_cannot_be_built_is_refused_in_one_line_that_names_the_key(changes,
 @pytest.mark.parametrize("shape", [(2, 1, 30), (2, 4, 30), (2, 12, 35), (12, 30)])
 def test_a_signal_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"the signal must be \(records, 12 leads, 30 samples\)"):
-        tiny().encoder(torch.zeros(shape))
+        small_one().encoder(torch.zeros(shape))
 
 
 # The whole model in plain loops: one token at a time, separators around their lead as in the paper.
@@ -142,7 +154,7 @@ def run_block(block, tokens):
 
 def looped_encoder(encoder, record, kept_of_lead):
     """Tokens by lead as a dict from "left", "right" or a position to the token, before the final norm."""
-    steps, norm, projection = encoder.num_sep_tokens, encoder.patch_embedding[0], encoder.patch_embedding[1]
+    num_sep, norm, projection = encoder.num_own_tokens, encoder.patch_embedding[0], encoder.patch_embedding[1]
     names, tokens = [], []
     for lead, (name, signal) in enumerate(zip(encoder.leads, record, strict=True)):
         sequence = []
@@ -150,9 +162,9 @@ def looped_encoder(encoder, record, kept_of_lead):
             patch = signal[position * encoder.patch_size : (position + 1) * encoder.patch_size]
             token = normalize(encoder.patch_embedding[2], linear(projection, normalize(norm, patch)))
             sequence.append((position, token + sin_cos_table(encoder.num_patches, encoder.width)[position]))
-        if steps:
+        if num_sep:
             sequence.insert(0, ("left", encoder.sep_token))
-        if steps == 2:
+        if num_sep == 2:
             sequence.append(("right", encoder.sep_token))
         for key, token in sequence:
             names.append((lead, key))
@@ -167,9 +179,9 @@ def looped_encoder(encoder, record, kept_of_lead):
 
 def looped_loss(model, record, noise):
     """The loss of one record."""
-    encoder, decoder = model.encoder, model.decoder
+    encoder, decoder, size = model.encoder, model.decoder, model.encoder.patch_size
     kept_of_lead = [sorted(range(len(row)), key=row.tolist().__getitem__)[: model.num_kept] for row in noise]
-    total, count = 0.0, 0
+    errors, similarities = [], []
     for lead, tokens in enumerate(looped_encoder(encoder, record, kept_of_lead)):
         table = sin_cos_table(encoder.num_patches, decoder.positions.shape[1])
         names, sequence = [], []
@@ -184,29 +196,54 @@ def looped_loss(model, record, noise):
             sequence.append(token + table[key] if isinstance(key, int) else token)
         for block in decoder.blocks:
             sequence = run_block(block, sequence)
+        targets, guesses = [], []
         for key, token in zip(names, sequence, strict=True):
-            if isinstance(key, int) and key not in kept_of_lead[lead]:
-                target = record[lead, key * encoder.patch_size : (key + 1) * encoder.patch_size]
+            if isinstance(key, int):
+                target = record[lead, key * size : (key + 1) * size]
                 if model.norm_pix_loss:
                     target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
-                total += ((linear(decoder.head, normalize(decoder.norm, token)) - target) ** 2).mean().item()
-                count += 1
-    return total / count
+                guess = linear(decoder.head, normalize(decoder.norm, token))
+                if model.loss_on == "all" or key not in kept_of_lead[lead]:
+                    errors.append(((guess - target) ** 2).mean().item())
+                targets.extend(target.tolist())
+                guesses.extend(guess.tolist())
+        similarities.append(correlation(guesses, targets))
+    error, similarity = sum(errors) / len(errors), sum(similarities) / len(similarities)
+    return (1 - model.ncc_weight) * error + model.ncc_weight * (1 - similarity)
 
 
-@pytest.mark.parametrize(("num_sep_tokens", "norm_pix_loss"), [(0, True), (1, False), (2, True)])
-def test_the_loss_is_the_paper_in_plain_loops(num_sep_tokens, norm_pix_loss):
-    changes = {"leads": ["V1", "II"], "num_sep_tokens": num_sep_tokens, "norm_pix_loss": norm_pix_loss}
-    model = tiny(mask_ratio=0.6, **changes).double().requires_grad_(False)
+def correlation(first, second):
+    first_mean, second_mean = sum(first) / len(first), sum(second) / len(second)
+    product = sum((a - first_mean) * (b - second_mean) for a, b in zip(first, second, strict=True))
+    energies = [
+        sum((value - mean) ** 2 for value in values) for values, mean in ((first, first_mean), (second, second_mean))
+    ]
+    return product / math.sqrt(energies[0] * energies[1])
+
+
+@pytest.mark.parametrize(
+    ("num_sep_tokens", "norm_pix_loss", "loss_on", "ncc_weight"),
+    [
+        (0, True, "hidden", 0.0),
+        (1, False, "hidden", 0.3),
+        (2, True, "hidden", 0.0),
+        (1, True, "all", 0.0),
+        (2, False, "all", 0.1),
+    ],
+)
+def test_the_loss_is_the_paper_in_plain_loops(num_sep_tokens, norm_pix_loss, loss_on, ncc_weight):
+    changes = {"num_sep_tokens": num_sep_tokens, "norm_pix_loss": norm_pix_loss, "loss_on": loss_on}
+    model = small_one(leads=["V1", "II"], mask_ratio=0.6, ncc_weight=ncc_weight, **changes)
+    model = model.double().requires_grad_(False)
     signal = torch.randn(2, 2, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draws = model.draw(2, torch.Generator().manual_seed(2))
-    expected = [looped_loss(model, record, noise) for record, noise in zip(signal, draws, strict=True)]
+    expected = [looped_loss(model, record, noise) for record, noise in zip(signal, draws["noise"], strict=True)]
     assert model(signal, draws).item() == pytest.approx(sum(expected) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("num_sep_tokens", [0, 1, 2])
 def test_the_embedding_is_the_norm_of_the_mean_over_patches_in_plain_loops(num_sep_tokens):
-    encoder = tiny(leads=["V1", "II"], num_sep_tokens=num_sep_tokens).double().requires_grad_(False).encoder
+    encoder = small_one(leads=["V1", "II"], num_sep_tokens=num_sep_tokens).double().requires_grad_(False).encoder
     signal = torch.randn(1, 2, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     by_lead = looped_encoder(encoder, signal[0], [range(6), range(6)])
     patches = [token for tokens in by_lead for key, token in tokens.items() if isinstance(key, int)]
@@ -217,16 +254,16 @@ def test_the_embedding_is_the_norm_of_the_mean_over_patches_in_plain_loops(num_s
 def test_leads_permuted_with_their_names_give_the_same_embedding():
     signal = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    encoder = tiny().double().encoder
-    permuted = tiny(leads=[LEADS[index] for index in order]).double().encoder
+    encoder = small_one().double().encoder
+    permuted = small_one(leads=[LEADS[index] for index in order]).double().encoder
     permuted.load_state_dict(encoder.state_dict(), strict=True)
     torch.testing.assert_close(permuted(signal[:, order]), encoder(signal), rtol=0, atol=1e-10)
     assert not torch.allclose(encoder(signal[:, order]), encoder(signal), rtol=0, atol=1e-5)  # names do matter
 
 
 def test_a_model_of_lead_ii_uses_the_embedding_of_lead_ii_from_twelve_lead_weights():
-    twelve = tiny()
-    one = tiny(leads=["II"])
+    twelve = small_one()
+    one = small_one(leads=["II"])
     one.load_state_dict(twelve.state_dict(), strict=True)
     signal = torch.randn(2, 1, 30, generator=torch.Generator().manual_seed(1))
     before = one.encoder(signal)
@@ -238,7 +275,7 @@ def test_a_model_of_lead_ii_uses_the_embedding_of_lead_ii_from_twelve_lead_weigh
 
 
 def test_the_decoder_reconstructs_a_lead_from_that_lead_alone():
-    model = tiny().requires_grad_(False)
+    model = small_one().requires_grad_(False)
     tokens = torch.randn(2, 12, 2 + 1, 64, generator=torch.Generator().manual_seed(1))
     kept = torch.full((2, 12, 1), 3)
     hidden = torch.tensor([0, 1, 2, 4, 5]).expand(2, 12, 5)
@@ -249,7 +286,7 @@ def test_the_decoder_reconstructs_a_lead_from_that_lead_alone():
 
 
 def test_hidden_samples_do_not_reach_the_reconstruction():
-    model = tiny().requires_grad_(False)
+    model = small_one().requires_grad_(False)
     signal = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(1))
     draws = model.draw(2, torch.Generator().manual_seed(2))
     before, hidden = model.reconstruct(signal, draws)
@@ -261,7 +298,7 @@ def test_hidden_samples_do_not_reach_the_reconstruction():
 
 
 def test_left_and_right_separator_stay_equal_when_their_positions_are_trained():
-    model = tiny()
+    model = small_one()
     encoder = model.encoder.requires_grad_(True)
     signal = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
@@ -276,7 +313,7 @@ def test_left_and_right_separator_stay_equal_when_their_positions_are_trained():
 def test_amplitude_reaches_the_embedding_where_patches_are_not_standardised():
     signal = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(1))
     for standardize_patches in (True, False):
-        encoder = tiny(standardize_patches=standardize_patches).encoder
+        encoder = small_one(standardize_patches=standardize_patches).encoder
         same = torch.allclose(encoder(3 * signal), encoder(signal), rtol=1e-2, atol=1e-2)
         assert same is standardize_patches
 
@@ -288,9 +325,7 @@ def test_the_state_of_a_model_does_not_depend_on_its_leads():
 
 def test_tokens_and_lead_embeddings_start_small_and_separators_have_no_position():
     torch.manual_seed(0)
-    encoder = STMEMEncoder(
-        leads=["I"], num_patches=3, patch_size=5, num_sep_tokens=2, size="small", standardize_patches=True
-    )
+    encoder = STMEMEncoder(**(PAPER_ENCODER | {"leads": ["I"], "num_samples": 225}))
     assert encoder.lead_embeddings.std().item() == pytest.approx(0.02, rel=0.1)
     assert encoder.sep_token.std().item() == pytest.approx(0.02, rel=0.2)
     assert not encoder.positions[:2].any()

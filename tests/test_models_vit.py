@@ -1,111 +1,58 @@
-import math
-
 import pytest
 import torch
-from torch import nn
 
-from models.vit import Attention, Block, PatchEmbedding, initialize, sin_cos_table
+from models.encoder import LEADS
+from models.transformer import sin_cos_table
+from models.vit import ViT1d
 
-
-def normalized(norm, vector):
-    mean = sum(vector.tolist()) / len(vector)
-    variance = sum((value - mean) ** 2 for value in vector.tolist()) / len(vector)
-    return (vector - mean) / math.sqrt(variance + norm.eps) * norm.weight + norm.bias
+SPEC = {"leads": LEADS, "num_samples": 1000, "sampling_rate_hz": 250, "patch_duration_s": 0.1}
+"""Forty patches of 25 samples of twelve leads."""
 
 
-def attended(attention, tokens):
-    """Every token's attention output, one head, one query and one key at a time."""
-    width = attention.num_heads * 64
-    queries, keys, values = zip(
-        *[(attention.qkv.weight @ token + attention.qkv.bias).split(width) for token in tokens], strict=True
-    )
-    outputs = []
-    for query in queries:
-        mixed = []
-        for head in range(attention.num_heads):
-            part = slice(64 * head, 64 * (head + 1))
-            weights = [math.exp(query[part] @ key[part] / 8) for key in keys]
-            mixed.append(sum(w * value[part] for w, value in zip(weights, values, strict=True)) / sum(weights))
-        outputs.append(attention.out.weight @ torch.cat(mixed) + attention.out.bias)
-    return outputs
-
-
-def transformed(block, tokens):
-    """A block's output for a list of tokens."""
-    outputs = attended(block.attention, [normalized(block.attention_norm, token) for token in tokens])
-    tokens = [token + output for token, output in zip(tokens, outputs, strict=True)]
-    changed = []
-    for token in tokens:
-        hidden = block.mlp[0].weight @ normalized(block.mlp_norm, token) + block.mlp[0].bias
-        hidden = torch.stack([0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in hidden])
-        changed.append(token + block.mlp[2].weight @ hidden + block.mlp[2].bias)
-    return changed
+@pytest.mark.parametrize(("size", "millions"), [("tiny", 5.40), ("small", 21.41), ("base", 85.29)])
+def test_parameters_count_as_in_ecg_ssl(size, millions):
+    with torch.device("meta"):
+        encoder = ViT1d(**SPEC, size=size)
+    learnt = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    assert learnt / 1e6 == pytest.approx(millions, rel=0.002)
+    width, num_blocks = encoder.width, 12
+    of_a_block = 12 * width**2 + 13 * width
+    assert learnt == (300 + 1) * width + num_blocks * of_a_block + 2 * width
 
 
 @pytest.fixture
-def block():
+def encoder():
     torch.manual_seed(0)
-    block = Block(width=10, num_heads=2).double()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return block.requires_grad_(False)
+    encoder = ViT1d(leads=["I", "V2"], num_samples=12, sampling_rate_hz=10, size="laptop", patch_duration_s=0.3)
+    for name, parameter in encoder.named_parameters():
+        if name != "positions":
+            torch.nn.init.normal_(parameter, std=0.2)
+    return encoder.requires_grad_(False).double()
 
 
-@pytest.fixture
-def tokens():
-    return torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def test_the_embedding_is_the_vision_transformer_patch_by_patch(encoder):
+    signal = torch.randn(2, 2, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    table = sin_cos_table(4, 64)
+    for record in range(2):
+        tokens = []
+        for position in range(4):
+            patch = torch.cat([signal[record, lead, 3 * position : 3 * position + 3] for lead in range(2)])
+            tokens.append(encoder.patch_embedding.weight @ patch + encoder.patch_embedding.bias + table[position])
+        sequence = torch.stack(tokens)[None]
+        for block in encoder.blocks:
+            sequence = block(sequence)
+        mean = sum(sequence[0]) / 4
+        centred = mean - mean.mean()
+        expected = centred / (centred.square().mean() + 1e-6).sqrt() * encoder.norm.weight + encoder.norm.bias
+        torch.testing.assert_close(encoder(signal)[record], expected)
 
 
-def test_the_position_table_is_its_formula_in_plain_loops():
-    table = sin_cos_table(7, 6)
-    for position in range(7):
-        for index in range(3):
-            angle = position / 10000 ** (2 * index / 6)
-            assert table[position, index].item() == pytest.approx(math.sin(angle), abs=1e-7)
-            assert table[position, 3 + index].item() == pytest.approx(math.cos(angle), abs=1e-7)
+def test_every_norm_has_the_eps_of_vit(encoder):
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 7
+    assert {norm.eps for norm in norms} == {1e-6}
 
 
-def test_a_position_table_of_odd_width_is_refused():
-    with pytest.raises(ValueError, match="even, got 5"):
-        sin_cos_table(3, 5)
-
-
-def test_a_block_is_its_formula_in_plain_loops(block, tokens):
-    expected = torch.stack([torch.stack(transformed(block, list(sequence))) for sequence in tokens])
-    torch.testing.assert_close(block(tokens), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_drop_path_multiplies_the_branches_of_each_record(block, tokens):
-    factors = torch.tensor([[1.0, 1.0], [0.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
-    output = block(tokens, factors)
-    torch.testing.assert_close(output[0], block(tokens)[0])
-    torch.testing.assert_close(output[1], tokens[1] + 2 * block.mlp(block.mlp_norm(tokens[1])))
-    assert torch.equal(output[2], tokens[2])
-
-
-def test_attention_does_not_see_the_order_of_tokens(tokens):
-    attention = Attention(width=10, num_heads=1).double()
-    order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(attention(tokens[:, order]), attention(tokens)[:, order])
-
-
-def test_a_standardised_patch_is_embedded_by_shape_alone_and_another_by_amplitude_too():
-    patches = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
-    for standardize in (True, False):
-        torch.manual_seed(0)
-        embedding = PatchEmbedding(20, 8, standardize=standardize)
-        same = torch.allclose(embedding(5 * patches + 2), embedding(patches), rtol=1e-3, atol=1e-3)
-        assert same is standardize
-
-
-def test_initialisation_is_xavier_uniform_with_zero_biases_and_identity_norms():
-    layers = nn.Sequential(nn.Linear(100, 300), nn.LayerNorm(300))
-    for parameter in layers.parameters():
-        nn.init.constant_(parameter, 9.0)
-    initialize(layers)
-    weight, bound = layers[0].weight, math.sqrt(6 / 400)
-    assert weight.abs().max() <= bound
-    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
-    assert not layers[0].bias.any()
-    assert (layers[1].weight == 1).all()
-    assert not layers[1].bias.any()
+def test_amplitude_reaches_the_embedding(encoder):
+    signal = torch.randn(2, 2, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert not torch.allclose(encoder(3 * signal), encoder(signal), rtol=0.01, atol=0.01)

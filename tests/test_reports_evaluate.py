@@ -1,17 +1,21 @@
 """The one place that opens the test fold: what is predicted once is not predicted again, and nothing is mixed up."""
 
+import dataclasses
+import json
 import os
 
 import pandas as pd
 import pytest
 
 from data.record import DataError
-from reports.evaluate import evaluate_checkpoint, evaluate_study
-from reports.folder import PREDICTIONS, read_study
+from reports.evaluate import evaluate_checkpoint, evaluate_study, probe_untrained
+from reports.folder import PREDICTIONS, UNTRAINED, read_study
 from reports.report import build
 from trainables.checkpoint import WEIGHTS, describe, description_of, load
-from trainables.classify import enter_finetune, fresh_encoder
+from trainables.classify import enter_finetune
 from trainables.files import write_tensors
+from trainables.predict import validate
+from trainables.pretrain import fresh_encoder, probed
 from trainables.recordings import open_recordings
 from trainables.state import TrainState
 from trainables.study import StudyFolder
@@ -121,7 +125,8 @@ def test_the_random_encoder_has_the_best_trials_architecture(study, tiny_run, ti
     put(study, "best_1", tiny_run.model_copy(update={"model": masked}), tiny_recordings, 4)
     evaluate(study, tiny_recordings.store)
     assert [model for model, _ in opened(study)].count("random_encoder") == 1
-    other = tiny_run.model.model_copy(update={"num_sep_tokens": 2})
+    encoder = tiny_run.model.encoder.model_copy(update={"num_sep_tokens": 2})
+    other = tiny_run.model.model_copy(update={"encoder": encoder})
     put(study, "best_1", tiny_run.model_copy(update={"model": other}), tiny_recordings, 5)
     evaluate(study, tiny_recordings.store)
     assert [model for model, _ in opened(study)].count("random_encoder") == 2
@@ -154,3 +159,91 @@ def test_answers_are_held_against_the_classes_that_they_are_about(study, tiny_ru
         checkpoint.labels_in(store, "rhythm")
     with pytest.raises(DataError, match="answers multilabel, the labels superdiagnostic_single are single_label"):
         checkpoint.labels_in(store, "superdiagnostic_single")
+
+
+@pytest.fixture
+def searched(study):
+    """A study that searched among two methods, whose trials 3 and 4 have the best probes."""
+    methods = {"model": {"choice": ["one", "other", "never"]}}
+    study.write_configuration({"search": {"name": "s", "metric": "val/auroc"}, "space": methods})
+    for trial, (method, value) in enumerate([("one", 0.5), ("other", 0.6), ("one", 0.6), ("one", 0.7), ("other", 0.8)]):
+        study.record("trial_started", trial=trial, params={"model": method})
+        study.record("epoch", trial=trial, epoch=1, stage="pretrain", metrics={"val/auroc": value})
+    return study
+
+
+def run_of(tiny_run, asked=None):
+    """Makes the trials' runs; those of even numbers have another encoder than those of odd ones."""
+
+    def run(trial):
+        if asked is not None:
+            asked.append(trial)
+        return tiny_run.model_copy(update={"seed": trial % 2})
+
+    return run
+
+
+def untrained_of(study):
+    return json.loads((study.report / UNTRAINED).read_text())
+
+
+def test_the_untrained_encoder_of_each_methods_best_trial_is_probed_on_validation(searched, tiny_run, tiny_recordings):
+    asked = []
+    assert probe_untrained(searched, tiny_recordings.store.path, run_of(tiny_run, asked), ALONE) == 2
+    assert sorted(asked) == [3, 4]
+    found = untrained_of(searched)["model"]
+    assert {method: entry["trial"] for method, entry in found.items()} == {"one": 3, "other": 4}
+    for entry in found.values():
+        run = run_of(tiny_run)(entry["trial"])
+        recordings = open_recordings(run, tiny_recordings.store.path)
+        probe = probed(run, fresh_encoder(run), recordings, ALONE)
+        assert entry["metrics"] == validate(probe, recordings, run.data, run.task, ALONE)
+    assert opened(searched) == []
+    page = build(searched.path, num_resamples=5).read_text()
+    assert f"{0.8 - found['other']['metrics']['val/auroc']:+.3f}".replace("-", "\N{MINUS SIGN}") in page
+
+
+def test_an_untrained_encoder_is_probed_again_only_where_it_has_changed(searched, tiny_run, tiny_recordings):
+    place = tiny_recordings.store.path
+    probe_untrained(searched, place, run_of(tiny_run), ALONE)
+    before = (searched.report / UNTRAINED).read_bytes()
+    assert probe_untrained(searched, place, run_of(tiny_run), ALONE) == 0
+    assert (searched.report / UNTRAINED).read_bytes() == before
+    searched.record("epoch", trial=1, epoch=1, stage="pretrain", metrics={"val/auroc": 0.9})  # of the other's encoder
+    assert probe_untrained(searched, place, run_of(tiny_run), ALONE) == 0
+    found = untrained_of(searched)["model"]
+    assert found["other"]["trial"] == 1
+    assert found["other"]["metrics"] == found["one"]["metrics"]
+
+
+def test_untrained_encoders_are_probed_without_a_look_at_the_test_fold(
+    searched, tiny_run, tiny_recordings, monkeypatch
+):
+    def without_test(run, store):
+        recordings = open_recordings(run, store)
+        return dataclasses.replace(recordings, split=dataclasses.replace(recordings.split, test=None))
+
+    monkeypatch.setattr("reports.evaluate.open_recordings", without_test)
+    assert probe_untrained(searched, tiny_recordings.store.path, run_of(tiny_run), ALONE) == 2
+
+
+def test_what_was_probed_before_an_interruption_is_kept(searched, tiny_run, tiny_recordings, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def second_is_interrupted(trial):
+        if asked:
+            monkeypatch.setattr("reports.evaluate.probed", interrupted)
+        return run_of(tiny_run, asked)(trial)
+
+    asked, place = [], tiny_recordings.store.path
+    with pytest.raises(KeyboardInterrupt):
+        probe_untrained(searched, place, second_is_interrupted, ALONE)
+    monkeypatch.undo()
+    assert len(untrained_of(searched)["model"]) == 1
+    assert probe_untrained(searched, place, run_of(tiny_run), ALONE) == 1
+
+
+def test_a_search_of_one_method_probes_no_untrained_encoder(study, tiny_run, tiny_recordings):
+    assert probe_untrained(study, tiny_recordings.store.path, run_of(tiny_run), ALONE) == 0
+    assert not (study.report / UNTRAINED).exists()

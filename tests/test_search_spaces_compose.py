@@ -113,9 +113,10 @@ def test_a_scale_sets_only_what_every_option_has_and_nothing_that_is_searched(sc
     keys = leaf_keys(yaml.safe_load((FOLDER / "scale" / f"{scale}.yaml").read_text()))
     for group in ("model", "data", "task"):
         for option in options(group):
-            assert keys <= set(dotted(tree(f"{group}={option}")))
-    for option in options("space"):
-        assert keys & set(tree(f"space={option}")["space"]) == set()
+            assert keys <= set(dotted(tree("space=none", f"{group}={option}")))
+    for search in options("search"):
+        if search != "none":
+            assert keys & set(tree(f"search={search}")["space"]) == set()
 
 
 def leaf_keys(part):
@@ -124,10 +125,11 @@ def leaf_keys(part):
 
 def test_the_default_scale_leaves_a_search_of_ones_own_its_numbers(config_dir):
     (config_dir / "search" / "mine.yaml").write_text(
-        "# @package _global_\nmodel:\n  size: base\ntask:\n  pretrain:\n    num_epochs: 5\nsearch:\n  num_trials: 7\n"
+        "# @package _global_\nmodel: {encoder: {size: base}}\ntask: {pretrain: {num_epochs: 5}}\n"
+        "search: {num_trials: 7}\n"
     )
     composed = tree("--config-dir", str(config_dir), "search=mine")
-    assert composed["model"]["size"] == "base"
+    assert composed["model"]["encoder"]["size"] == "base"
     assert (composed["task"]["pretrain"]["num_epochs"], composed["search"]["num_trials"]) == (5, 7)
 
 
@@ -335,7 +337,7 @@ def test_a_group_may_be_searched_and_every_option_is_composed_with_what_is_typed
     assert set(composed.tree["space"]) > {"model", "model.mask_ratio"}
     assert [composed.options["model"][name]["decoder_depth"] for name in ("st_mem", "st_mem_deep")] == [None, 8]
     for subtree in composed.options["model"].values():
-        assert (subtree["size"], subtree["decoder_width"]) == ("tiny", 64)
+        assert (subtree["encoder"]["size"], subtree["decoder_width"]) == ("laptop", 64)
     assert composed.options["model"]["st_mem"] == composed.tree["model"]
 
 
@@ -605,7 +607,8 @@ defaults:
 search:
   num_trials: 7
 task:
-  pretrain: {lr: 2.0e-3, transforms: []}
+  pretrain: {lr: 2.0e-3}
+  finetune: {transforms: []}
 space:
   model:
     mask_ratio: {uniform: null, choice: [0.5, 0.75]}

@@ -373,9 +373,9 @@ def test_every_value_of_the_shipped_searches_can_be(search, scale):
             "space.data.highpass_hz: every trial of a study must have the same data.highpass_hz",
         ),
         (["task=joint,pretrain"], "space.task"),
-        (["model._target_=models.vit.Block"], "model: models.vit.Block must take leads"),
-        (["model.patch_duration_s=0.37"], "model: patch_duration_s must divide"),
-        (["model.decoder_width=1000000000000"], "model: models.st_mem.STMEM cannot be built with its keys"),
+        (["model._target_=models.transformer.Block"], "model: models.transformer.Block must take encoder"),
+        (["model.encoder.patch_duration_s=0.37"], "model: patch_duration_s must divide"),
+        (["model.decoder_width=1000000000000"], "model: models.masked_autoencoder.MaskedAutoencoder cannot"),
         (["data.reader._target_=data.record.Record"], "data.reader: data.record.Record must take root"),
     ],
 )
@@ -386,7 +386,7 @@ def test_a_value_that_the_space_could_choose_but_the_run_could_not_take_is_refus
 def test_a_searched_key_is_tried_in_every_option_that_it_belongs_to(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "narrow.yaml").write_text(
-        "defaults: [st_mem, _self_]\npatch_duration_s: 4.5\nmask_ratio: 0.5\n"
+        "defaults: [st_mem, _self_]\nencoder: {patch_duration_s: 4.5}\nmask_ratio: 0.5\n"
     )
     typed = ["--config-dir", str(tmp_path), "model=st_mem,narrow"]
     told = refusal(checked_space, *typed)  # two patches a lead: none of the ends can be
@@ -396,7 +396,9 @@ def test_a_searched_key_is_tried_in_every_option_that_it_belongs_to(tmp_path):
 
 def test_composed_defaults_are_members_of_comma_lists():
     checked_space(
-        "model.mask_ratio=0.5,0.6", "model.num_sep_tokens=0,2", "task.finetune.optimizer.betas=[0.9,0.99],[0.9,0.95]"
+        "model.mask_ratio=0.5,0.6",
+        "model.encoder.num_sep_tokens=0,2",
+        "task.finetune.optimizer.betas=[0.9,0.99],[0.9,0.95]",
     )
 
 

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 def cost_of(folder, monkeypatch):
     """Estimates on a machine without a GPU on which every epoch takes a second."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(estimate_module, "_seconds", lambda *arguments: 1.0)
+    monkeypatch.setattr(estimate_module, "_seconds", lambda *arguments, **views: 1.0)
     return lambda *typed: estimate(
         checked(compose_choices(["search=stmem_ptbxl", *SMALL, f"data.root={folder}", *typed]).tree)
     )
@@ -66,7 +66,9 @@ def test_training_records_are_counted_after_patients_are_drawn(cost_of):
 def test_fine_tuning_takes_the_labelled_records_alone(folder, monkeypatch):
     counts = {}
     monkeypatch.setattr(
-        estimate_module, "_seconds", lambda run, stage, records, *_: counts.setdefault(type(stage).__name__, records)
+        estimate_module,
+        "_seconds",
+        lambda _, stage, records, *__, **___: counts.setdefault(type(stage).__name__, records),
     )
     typed = ["search=stmem_ptbxl", *SMALL, "task.labels=superdiagnostic_single", f"data.root={folder}"]
     cost = estimate(checked(compose_choices(typed).tree))

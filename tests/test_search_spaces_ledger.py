@@ -696,7 +696,7 @@ def test_choices_of_any_kind_are_kept_in_the_table(tmp_path):
         "space.task.probe.max_train_records={choice: [null, 500]}",
         "space.data.standardize={choice: [lead, record]}",
     ]
-    augmented = "space.task.pretrain.transforms={choice: [[], [{_target_: data.transforms.Flip}]]}"
+    augmented = "space.model.transforms={choice: [[], [{_target_: data.transforms.Flip}]]}"
     launch = launch_of(*choices, augmented, "search.num_trials=6", "sampler=random")
     run_search(tmp_path, launch)
     check(tmp_path, launch, 6)

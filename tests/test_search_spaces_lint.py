@@ -5,8 +5,8 @@ import functools
 import pytest
 
 from search_spaces import lint as lint_module
-from search_spaces.compose import compose_choices
-from search_spaces.distributions import parse, put
+from search_spaces.compose import FOLDER, compose_choices
+from search_spaces.distributions import check_space, parse, put
 from search_spaces.lint import NOT_TRIED, lint
 from search_spaces.schema import ChoiceError, checked, dotted
 from trainables.settings import Run
@@ -36,11 +36,12 @@ def refusal(*typed):
 
 # -------- the searches that are shipped
 
+SEARCHES = sorted(path.stem for path in (FOLDER / "search").glob("*.yaml") if path.stem != "none")
+NEEDS = {"stmem_ptbxl_finetune": FINETUNE[-1:]}
+"""What a search does not run without."""
 SHIPPED = {
     "joint": JOB,
     "joint on labels of one kind a record": (*JOB, "task.labels=superdiagnostic_single"),
-    "mtae": ("search=mtae_ptbxl", *JOB[1:]),
-    "mlae": ("search=mlae_ptbxl", *JOB[1:]),
     "pretrain": ("search=stmem_ptbxl_pretrain", *JOB[1:]),
     "finetune": FINETUNE,
     "linear probe": (*FINETUNE, "task.finetune.mode=linprobe"),
@@ -49,8 +50,19 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("typed", SHIPPED.values(), ids=SHIPPED)
-def test_every_shipped_search_passes(typed):
+def test_every_way_to_use_the_main_search_passes(typed):
     assert linted(*typed).space
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_shipped_search_passes(search):
+    typed = (f"search={search}", *JOB[1:], *NEEDS.get(search, ()))
+    assert linted(*typed, BRIEF).space
+    checked_space(launch_of(f"search={search}", "data=synthetic", *NEEDS.get(search, ())))  # at its own scale
+
+
+def checked_space(launch):
+    check_space(launch.model_dump(mode="json", by_alias=True), parse(launch.space), launch.options)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +138,8 @@ ALIVE = {
         "data.standardize": "{choice: [record, lead]}",
         "data.eval_crops": "{int_uniform: [1, 3]}",
         "data.max_train_patients": "{choice: [700, 1400]}",
-        "model.size": "{choice: [tiny, small, base]}",
-        "model.patch_duration_s": "{choice: [0.3, 0.5]}",
+        "model.encoder.size": "{choice: [laptop, small, base]}",
+        "model.encoder.patch_duration_s": "{choice: [0.3, 0.5]}",
         "model.norm_pix_loss": "{choice: [true, false]}",
         "model.decoder_depth": "{choice: [null, 1, 3]}",
         "task.probe.l2": "{log_uniform: [1e-4, 1e-2]}",
@@ -141,7 +153,7 @@ ALIVE = {
         "task.pretrain.precision": "{choice: [auto, float32]}",
         "task.pretrain.optimizer.name": "{choice: [adamw, sgd]}",
         "task.pretrain.optimizer.betas": "{choice: [[0.9, 0.95], [0.9, 0.999]]}",
-        "task.pretrain.transforms": "{choice: [[], [{_target_: data.transforms.Flip}]]}",
+        "model.transforms": "{choice: [[], [{_target_: data.transforms.Flip}]]}",
         "task.finetune.optimizer.decay_biases_and_norms": "{choice: [false, true]}",
         "task.finetune.drop_path": "{uniform: [0.0, 0.2]}",
         "task.finetune.head_init": "{choice: [probe, normal]}",
@@ -153,7 +165,15 @@ ALIVE = {
     },
     SHIPPED["joint on labels of one kind a record"]: {"task.finetune.label_smoothing": "{uniform: [0.0, 0.1]}"},
     SHIPPED["linear probe"]: {"task.finetune.lr": "{log_uniform: [1e-4, 1e-2]}"},
-    FINETUNE: {"model.num_sep_tokens": "{choice: [0, 1, 2]}", "task.finetune.lr": "{log_uniform: [1e-4, 1e-2]}"},
+    FINETUNE: {
+        "model.encoder.num_sep_tokens": "{choice: [0, 1, 2]}",
+        "task.finetune.lr": "{log_uniform: [1e-4, 1e-2]}",
+        "task.finetune.pool": "{choice: [encoder, attention]}",
+        "task.finetune.mask_c_ratio": "{uniform: [0.0, 0.5]}",
+        "task.finetune.mask_t_ratio": "{uniform: [0.0, 0.5]}",
+        "task.finetune.final_weight_decay": "{choice: [0.01, 0.5]}",
+        "task.finetune.start_lr": "{uniform: [0.0, 1e-4]}",
+    },
 }
 
 
@@ -245,6 +265,7 @@ def test_a_rate_that_follows_the_batch_may_have_a_floor_in_every_miniature():
         *JOB,
         BRIEF,
         "task.finetune.lr=null",
+        "task.finetune.base_lr_rule=batch_over_256",
         "task.finetune.base_lr=5e-3",  # 1.6e-4 at batches of 8, and below the floor at the miniature's 3
         "task.finetune.min_lr=1e-4",
         "task.finetune.batch_size=8,16",

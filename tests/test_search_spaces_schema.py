@@ -53,7 +53,7 @@ def refusal(*arguments):
         ("scheduler.name=hyperband", "scheduler: name must be one of fifo, asha, median, pbt, got 'hyperband'"),
         ("resume=yes", "resume: must be 'auto', 'never' or 'must', got 'yes'"),
         ("search.direction=up", "search.direction: must be 'maximize' or 'minimize', got 'up'"),
-        ("task.pretrain.transforms=[{a: 3}]", "task.pretrain.transforms.0._target_: is missing"),
+        ("model.transforms=[{a: 3}]", "model.transforms.0._target_: is missing"),
         ("debug.enabled=maybe", "debug.enabled: must be true or false, got 'maybe'"),
     ],
 )

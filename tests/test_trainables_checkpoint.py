@@ -10,9 +10,9 @@ from data.record import DataError
 from data.store import prepare
 from models.classifier import Classifier
 from trainables.checkpoint import DESCRIPTION, WEIGHTS, check_encoder, contract_of, describe, load
-from trainables.classify import fresh_encoder
 from trainables.files import StorageError
 from trainables.predict import predict
+from trainables.pretrain import fresh_encoder
 from trainables.recordings import open_recordings, preparation_of, reader_of
 from trainables.workers import Workers
 
@@ -154,10 +154,10 @@ def test_missing_files_are_named(folder):
 
 def test_a_description_of_another_format_is_refused(folder):
     described(folder, format=99)
-    assert "must be of format 1, got 99" in refused(load, folder)
+    assert "must be of format 2, got 99" in refused(load, folder)
     (folder / DESCRIPTION).write_text("[1, 2]")
-    assert "must be of format 1, got None" in refused(load, folder)
-    (folder / DESCRIPTION).write_text('{"format": 1,')
+    assert "must be of format 2, got None" in refused(load, folder)
+    (folder / DESCRIPTION).write_text('{"format": 2,')
     assert f"{DESCRIPTION} cannot be read" in refused(load, folder)
 
 
@@ -170,7 +170,7 @@ def test_a_description_without_a_run_of_ours_is_refused(folder):
 
 def test_weights_of_another_model_are_refused_with_the_first_difference(folder, run):
     other = run.model_dump(mode="json", by_alias=True)
-    other["model"]["num_sep_tokens"] = 0
+    other["model"]["encoder"]["num_sep_tokens"] = 0
     described(folder, run=other)
     message = refused(load, folder, error=DataError)
     assert message.endswith(
@@ -180,7 +180,7 @@ def test_weights_of_another_model_are_refused_with_the_first_difference(folder, 
 
 def test_a_description_cannot_name_a_class_of_others(folder, run):
     other = run.model_dump(mode="json", by_alias=True)
-    other["model"] = {"_target_": "os.system", "command": "true"}
+    other["model"]["encoder"] = {"_target_": "os.system", "command": "true"}
     described(folder, run=other)
     assert "_target_ must be" in refused(load, folder, error=ValueError)
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from models.classifier import Classifier
-from trainables.classify import classify, enter_finetune, fresh_encoder
+from trainables.classify import classify, enter_finetune
 from trainables.predict import validate
-from trainables.pretrain import build_pretext
+from trainables.pretrain import build_pretext, fresh_encoder
 from trainables.probe import embed, fit
 from trainables.state import TrainState
 from trainables.workers import Workers

@@ -22,7 +22,7 @@ from trainables.components import (
     nearest,
     resolve,
 )
-from trainables.settings import Component
+from trainables.settings import Component, Model
 
 
 def component(target, **arguments):
@@ -146,7 +146,7 @@ def run_of(*typed):
 def test_a_model_of_any_size_is_checked_without_filling_it_or_touching_the_generator():
     generator = torch.get_rng_state()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    check_model(run_of("model.size=base"))
+    check_model(run_of("model.encoder.size=base"))
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 170  # MiB; its weights are 340
     assert torch.equal(torch.get_rng_state(), generator)
 
@@ -160,9 +160,9 @@ def test_weights_are_filled_again_after_a_check():
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("model.decoder_width=1000000000000000", "model: models.st_mem.STMEM cannot be built with its keys: "),
-        ("model.size=huge", "model.size: must be 'tiny', 'small' or 'base', got 'huge'"),
-        ("model.num_sep_tokens=many", "model.num_sep_tokens: must be a whole number, got 'many'"),
+        ("model.decoder_width=1000000000000000", "model: models.masked_autoencoder.MaskedAutoencoder cannot be built"),
+        ("model.encoder.size=huge", "model.encoder.size: must be 'laptop', 'tiny', 'small' or 'base', got 'huge'"),
+        ("model.encoder.num_sep_tokens=many", "model.encoder.num_sep_tokens: must be a whole number, got 'many'"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused(typed, expected):
@@ -172,19 +172,27 @@ def test_a_model_that_cannot_be_built_is_refused(typed, expected):
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("data.record.Record", "model: data.record.Record must take num_samples, which the program tells it"),
-        ("models.vit.Block", "model: models.vit.Block must take leads, num_samples, sampling_rate_hz, which"),
+        ("data.record.Record", "model.encoder: data.record.Record must take num_samples, which the program tells it"),
+        ("models.transformer.Block", "model.encoder: models.transformer.Block must take leads, num_samples, samp"),
     ],
 )
-def test_a_model_must_be_a_class_for_models(target, expected):
+def test_an_encoder_must_be_a_class_for_encoders(target, expected):
     run = run_of()
-    other = run.model_copy(update={"model": component(target)})
+    other = run.model_copy(update={"model": run.model.model_copy(update={"encoder": component(target)})})
     assert message(check_model, other).startswith(expected)
 
 
-def test_a_model_must_be_a_pretext_task(monkeypatch):
+def test_an_encoder_must_be_an_encoder(monkeypatch):
     monkeypatch.setattr(components, "build", lambda *arguments, **provided: torch.nn.Identity())
-    assert message(check_model, run_of()).startswith("model._target_: must be a pretext task")
+    assert message(check_model, run_of()).startswith("model.encoder._target_: must be an encoder")
+
+
+def test_a_model_must_be_a_pretext_task():
+    run = run_of()
+    no_task = Model(_target_="models.attention_pool.AttentionPooled", encoder=run.model.encoder, transforms=[])
+    assert message(check_model, run.model_copy(update={"model": no_task})).startswith(
+        "model._target_: must be a pretext task"
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,17 +203,17 @@ def test_a_model_must_be_a_pretext_task(monkeypatch):
             "task.finetune.transforms.0: level must lie between 0 and 10, got 30.0",
         ),
         (
-            "task.pretrain.transforms=[{_target_: data.transforms.Dropp}]",
-            "task.pretrain.transforms.0: data.transforms.Dropp: there is no class Dropp to build; did you mean Drop?",
+            "model.transforms=[{_target_: data.transforms.Dropp}]",
+            "model.transforms.0: data.transforms.Dropp: there is no class Dropp to build; did you mean Drop?",
         ),
         (
-            "task.pretrain.transforms=[{_target_: data.synthetic.Synthetic, root: null, source_rate_hz: 100, "
+            "model.transforms=[{_target_: data.synthetic.Synthetic, root: null, source_rate_hz: 100, "
             "num_patients: 1, seed: 0}]",
-            "task.pretrain.transforms.0._target_: must be a class that can draw, got data.synthetic.Synthetic",
+            "model.transforms.0._target_: must be a class that can draw, got data.synthetic.Synthetic",
         ),
         (
-            "task.pretrain.transforms=[{_target_: data.transforms.LeadSubset, leads: [I, II], keep: [I]}]",
-            "task.pretrain.transforms.0: leads must name each lead of the signal, got 2 names for 12 leads: name those "
+            "model.transforms=[{_target_: data.transforms.LeadSubset, leads: [I, II], keep: [I]}]",
+            "model.transforms.0: leads must name each lead of the signal, got 2 names for 12 leads: name those "
             "of data.leads, in their order",
         ),
         ("data.reader.seed=x", "data.reader.seed: must be a whole number, got 'x'"),

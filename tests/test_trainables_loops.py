@@ -5,9 +5,9 @@ import torch
 
 from data.record import DataError
 from trainables.checkpoint import DESCRIPTION, keep_run
-from trainables.classify import fresh_encoder
 from trainables.files import StorageError
 from trainables.loops import first_encoder, train
+from trainables.pretrain import fresh_encoder
 from trainables.state import SavedState, TrainState, read_place
 from trainables.workers import Workers
 
@@ -127,7 +127,7 @@ def test_an_encoder_may_serve_some_of_its_leads_and_no_others(over_checkpoint):
 
 def test_an_encoder_of_another_shape_is_refused_with_the_first_difference(over_checkpoint):
     with pytest.raises(DataError, match="holds another encoder: positions must be 4x64, it is 5x64; ") as caught:
-        first_encoder(over_checkpoint("model.num_sep_tokens=0"))
+        first_encoder(over_checkpoint("model.encoder.num_sep_tokens=0"))
     assert str(caught.value).endswith(f"set model.* as in the checkpoint's {DESCRIPTION}")
     assert "\n" not in str(caught.value)
 

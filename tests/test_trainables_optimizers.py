@@ -2,30 +2,38 @@ import pytest
 import torch
 
 from models.classifier import Classifier
-from models.st_mem import STMEM
+from models.masked_autoencoder import MaskedAutoencoder
+from models.st_mem import STMEMEncoder
 from trainables.optimizers import build_optimizer, parameter_groups, set_learning_rate
 from trainables.schedules import learning_rate
 
-DEPTH = 3  # blocks of the tiny encoder
+DEPTH = 3  # blocks of the encoder
 EXCLUDED = ("bias", "norm.weight", "_norm.weight", "lead_embeddings", "positions", "sep_token")
 
 
 @pytest.fixture
 def pretext():
     torch.manual_seed(0)
-    return STMEM(
+    encoder = STMEMEncoder(
         leads=["II", "V2"],
         num_samples=120,
         sampling_rate_hz=100.0,
-        size="tiny",
+        size="laptop",
         patch_duration_s=0.3,
-        mask_ratio=0.75,
         num_sep_tokens=1,
-        norm_pix_loss=True,
         standardize_patches=True,
+    )
+    return MaskedAutoencoder(
+        encoder=encoder,
+        mask_ratio=0.75,
+        norm_pix_loss=True,
+        loss_on="hidden",
+        ncc_weight=0.0,
+        decoder=(256, 4, 4),
         decoder_width=None,
         decoder_depth=None,
         decoder_heads=None,
+        decoder_head_width=64,
     )
 
 

@@ -6,9 +6,9 @@ import torch
 
 from data.loaders import Window, eval_batches
 from models.classifier import Classifier
-from trainables.classify import fresh_encoder
 from trainables.metrics import compute
 from trainables.predict import predict, probabilities_of, validate
+from trainables.pretrain import fresh_encoder
 from trainables.probe import crop_embeddings
 from trainables.recordings import window_of
 from trainables.workers import Workers

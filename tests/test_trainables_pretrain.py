@@ -3,10 +3,18 @@ import dataclasses
 import pytest
 import torch
 
+from data.record import DataError
 from models.classifier import Classifier
-from trainables.classify import fresh_encoder
 from trainables.predict import validate
-from trainables.pretrain import build_pretext, enter_pretrain, pretrain, probed
+from trainables.pretrain import (
+    build_pretext,
+    enter_pretrain,
+    facts_of,
+    fresh_encoder,
+    pretrain,
+    probed,
+    rows_of,
+)
 from trainables.state import TrainState
 from trainables.workers import Workers
 
@@ -45,7 +53,9 @@ def epochs(run, tiny_recordings):
 def test_an_epoch_reports_its_loss_its_rate_and_the_probe(epochs):
     _, metrics = epochs
     assert len(metrics) == 3
-    assert all(set(epoch) == {"train/loss", "train/lr", "val/auroc", "val/average_precision"} for epoch in metrics)
+    spread = {"val/feature_std", "val/effective_rank", "val/mean_cosine"}
+    told = {"train/loss", "train/lr", "val/auroc", "val/average_precision"} | spread
+    assert all(set(epoch) == told for epoch in metrics)
     assert metrics[-1]["train/loss"] < metrics[0]["train/loss"]
 
 
@@ -84,8 +94,8 @@ def test_every_batch_of_every_epoch_and_seed_hides_other_patches(tiny_run, tiny_
         draw = state.model.draw
         state.model.draw = lambda size, generator, draw=draw: drawn.append(draw(size, generator)) or drawn[-1]
         assert len(list(pretrain(run, state, tiny_recordings, ALONE))) == 2
-    assert [len(draws) for draws in drawn] == [16] * 12
-    assert len({draws[0].sum().item() for draws in drawn}) == 12
+    assert [len(draws["noise"]) for draws in drawn] == [16] * 12
+    assert len({draws["noise"][0].sum().item() for draws in drawn}) == 12
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_and_keeps_the_epochs_before(run, tiny_recordings):
@@ -125,3 +135,72 @@ def test_a_run_repeats_itself_to_the_bit(run, epochs, tiny_recordings):
     _, metrics = epochs
     torch.manual_seed(3)  # the global generator has no part in it
     assert next(pretrain(run, entered(run), tiny_recordings, ALONE)) == metrics[0]
+
+
+# -------- what a task reads beside the signal
+
+
+def facts(compose_run, recordings, *typed):
+    pretext = build_pretext(compose_run("task=pretrain", *typed))
+    rows = rows_of(pretext, recordings)
+    return pretext, rows, facts_of(pretext, recordings, rows)
+
+
+def equal_pairs(values):
+    return [[first == second for second in values] for first in values]
+
+
+def test_records_of_one_patient_share_a_number(compose_run, tiny_recordings):
+    _, rows, found = facts(compose_run, tiny_recordings, "model=clocs")
+    patients = tiny_recordings.store.index["patient_id"].iloc[rows].tolist()
+    assert equal_pairs(found["patients"].tolist()) == equal_pairs(patients)
+    assert len(set(patients)) < len(patients)
+    assert facts(compose_run, tiny_recordings, "model=clocs", "model.same_patient=ignore")[2] == {}
+
+
+def test_records_of_one_report_or_of_the_same_codes_share_a_number(compose_run, tiny_recordings):
+    _, rows, found = facts(compose_run, tiny_recordings, "model=meclip", "model.duplicates_share=report")
+    reports = tiny_recordings.store.reports(rows)
+    assert found.keys() == {"reports", "same_report"}
+    assert equal_pairs(found["same_report"].tolist()) == equal_pairs(reports)
+    tokens = {report: row for report, row in zip(reports, found["reports"].tolist(), strict=True)}
+    assert found["reports"].tolist() == [tokens[report] for report in reports]
+    assert len(set(reports)) < len(reports)
+    _, _, found = facts(compose_run, tiny_recordings, "model=meclip")
+    codes = [sorted(codes) for codes in tiny_recordings.store.index["codes"].iloc[rows]]
+    assert equal_pairs(found["same_codes"].tolist()) == equal_pairs(codes)
+
+
+class WithReports:
+    """A store some of whose records have a report."""
+
+    def __init__(self, store, told):
+        self._store, self._told = store, told
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def reports(self, rows):
+        return [f"report {row}" if row in self._told else None for row in rows]
+
+
+def test_records_without_a_report_are_left_out_where_reports_are_read_alone(compose_run, tiny_recordings):
+    rows = tiny_recordings.split.pretrain
+    some = dataclasses.replace(tiny_recordings, store=WithReports(tiny_recordings.store, set(rows[:20].tolist())))
+    assert rows_of(build_pretext(compose_run("model=meclip")), some).tolist() == rows[:20].tolist()
+    assert rows_of(build_pretext(compose_run("model=simclr")), some).tolist() == rows.tolist()
+    none = dataclasses.replace(tiny_recordings, store=WithReports(tiny_recordings.store, set()))
+    with pytest.raises(DataError, match="CLIP reads reports, and none of the .* has one"):
+        rows_of(build_pretext(compose_run("model=meclip")), none)
+
+
+def test_views_are_crops_and_augmentations_of_their_own(compose_run, tiny_recordings):
+    run = compose_run("model=simclr", "task=pretrain", "model.transforms=[]", "task.pretrain.num_epochs=1")
+    state = entered(run)
+    seen = []
+    forward = state.model.forward
+    state.model.forward = lambda signal, draws, **told: seen.append(signal) or forward(signal, draws, **told)
+    list(pretrain(run, state, tiny_recordings, ALONE))
+    assert {views.shape[1:] for views in seen} == {(2, 2, 120)}
+    first, second = torch.cat(seen).unbind(1)
+    assert not torch.equal(first, second)  # other crops

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from data.loaders import Window, eval_batches
 from models.classifier import Classifier
-from trainables.classify import fresh_encoder
+from trainables.pretrain import fresh_encoder
 from trainables.probe import embed, fit, probe_head
 from trainables.workers import Workers
 

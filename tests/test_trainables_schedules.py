@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.schedules import learning_rate
+from trainables.schedules import learning_rate, weight_decay
 
 RATES = {"peak_lr": 0.4, "min_lr": 0.1}
 
@@ -36,6 +36,20 @@ def test_a_warm_up_over_all_steps_never_falls():
     assert rates == pytest.approx([0.4 * step / 8 for step in range(9)])
 
 
+def test_a_warm_up_may_start_above_zero():
+    rates = [learning_rate(step, 100, warmup_share=0.2, start_lr=0.2, **RATES) for step in (0, 10, 20)]
+    assert rates == pytest.approx([0.2, 0.3, 0.4])
+
+
+def test_weight_decay_goes_from_one_value_to_the_other_along_half_a_cosine():
+    decays = [weight_decay(step, 100, start=0.04, end=0.4) for step in range(101)]
+    assert decays[0] == pytest.approx(0.04)
+    assert decays[50] == pytest.approx(0.22)
+    assert decays[100] == pytest.approx(0.4)
+    assert decays == sorted(decays)
+    assert {weight_decay(step, 10, start=0.05, end=None) for step in range(11)} == {0.05}
+
+
 @given(
     num_steps=st.integers(1, 500),
     share=st.floats(0, 1),
@@ -59,3 +73,5 @@ def test_the_rate_rises_to_the_peak_and_then_only_falls(num_steps, share, peak_l
 def test_a_step_outside_the_stage_is_refused(step):
     with pytest.raises(ValueError, match=r"step must lie in 0\.\.10, got"):
         learning_rate(step, 10, warmup_share=0.1, **RATES)
+    with pytest.raises(ValueError, match=r"step must lie in 0\.\.10, got"):
+        weight_decay(step, 10, start=0.1, end=0.2)

@@ -50,9 +50,15 @@ def test_an_absolute_rate_is_taken_as_it_is(tiny_run):
 
 def test_a_base_rate_grows_with_the_effective_batch(tiny_run):
     stage = tiny_run.task.pretrain.model_dump() | {"lr": None, "base_lr": 1e-3}
-    told = changed(tiny_run, "task.pretrain", stage | {"batch_size": 128, "accumulation_steps": 4})
-    assert told.task.pretrain.effective_batch_size == 512
-    assert told.task.pretrain.peak_lr == pytest.approx(2e-3)
+    stage |= {"batch_size": 128, "accumulation_steps": 4}
+    for rule, expected in (("batch_over_256", 2e-3), ("batch_over_4", 0.128)):
+        told = changed(tiny_run, "task.pretrain", stage | {"base_lr_rule": rule})
+        assert told.task.pretrain.effective_batch_size == 512
+        assert told.task.pretrain.peak_lr == pytest.approx(expected)
+    for changes in ({"base_lr_rule": None}, {"lr": 1e-3, "base_lr": None, "base_lr_rule": "batch_over_4"}):
+        assert "base_lr_rule must say what base_lr is multiplied with" in refused(
+            tiny_run, "task.pretrain", stage | changes
+        )
 
 
 @pytest.mark.parametrize(("lr", "base_lr"), [(None, None), (1e-3, 1e-3)])

@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
-from trainables.classify import enter_finetune, fresh_encoder
+from trainables.classify import enter_finetune
 from trainables.files import StorageError, write_tensors
 from trainables.loops import train
-from trainables.pretrain import enter_pretrain
+from trainables.pretrain import enter_pretrain, fresh_encoder
 from trainables.state import (
     LAST,
     SavedState,
@@ -26,6 +26,14 @@ VARIANTS = {
     "adamw": ([], (1, 2, 3)),  # interrupted in each stage, and at the boundary between them
     "sgd": ([*SGD, "task.pretrain.accumulation_steps=2", "task.finetune.clip_norm=0.5"], (1, 3)),
     "linprobe": (["task.finetune.mode=linprobe", "task.finetune.head_init=normal"], (2, 3)),
+    # networks that follow, batch norm, a learnt temperature, schedules of rate and decay, views, hidden patches
+    "jepa": (["model=jepa", "model.num_targets=1", "task.pretrain.start_lr=1e-4"], (1,)),
+    "byol": (["model=byol", "model.momentum_start=0.9", "task.pretrain.final_weight_decay=0.4"], (1,)),
+    "meclip": (["model=meclip", "task.finetune.pool=encoder"], (1,)),
+    "signal_mae": (
+        ["model=signal_mae", "task.finetune.pool=attention", "task.finetune.mask_t_ratio=0.5"],
+        (3,),
+    ),
 }
 """What is typed, and the epochs after which the run is interrupted."""
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from trainables.optimizers import build_optimizer, parameter_groups
-from trainables.schedules import learning_rate
+from trainables.schedules import learning_rate, weight_decay
 from trainables.steps import Share, autocast, train_epoch
 from trainables.workers import Workers
 
@@ -34,7 +34,7 @@ def shares_of(model, batches):
         yield Share(lambda rows=rows: loss_of(model, rows), len(rows), len(rows))
 
 
-def epoch_of(model, batches, stage, *, stage_epoch=0, shares=None, optimizer=None):
+def epoch_of(model, batches, stage, *, stage_epoch=0, shares=None, optimizer=None, after_step=None):
     if optimizer is None:
         groups = parameter_groups(model, weight_decay=stage.weight_decay, decay_biases_and_norms=False)
         optimizer = build_optimizer(stage, groups)
@@ -46,6 +46,7 @@ def epoch_of(model, batches, stage, *, stage_epoch=0, shares=None, optimizer=Non
         stage=stage,
         stage_epoch=stage_epoch,
         workers=Workers(),
+        after_step=after_step,
     )
 
 
@@ -98,6 +99,32 @@ def test_every_step_of_every_epoch_has_its_own_rate(stage):
     expected = [learning_rate(step, 6, peak_lr=0.5, min_lr=0.0, warmup_share=0.4) for step in range(6)]
     assert rates == expected
     assert [metrics["train/lr"] for metrics in logged] == expected[1::2]
+
+
+def test_every_step_has_its_own_weight_decay_where_anything_decays(stage):
+    stage = stage.model_copy(update={"weight_decay": 0.1, "final_weight_decay": 0.5})
+    model, decays = nn.Sequential(model_of()), []
+    optimizer = build_optimizer(stage, parameter_groups(model, weight_decay=0.1, decay_biases_and_norms=False))
+    optimizer.register_step_pre_hook(
+        lambda optimizer, *_: decays.append([group["weight_decay"] for group in optimizer.param_groups])
+    )
+    for epoch in range(3):
+        epoch_of(model, [range(4)], stage, stage_epoch=epoch, optimizer=optimizer)
+    expected = [weight_decay(step, 3, start=0.1, end=0.5) for step in range(3)]
+    assert decays == [[decay, 0.0] for decay in expected]  # the weight's group, and the bias's
+
+
+def test_what_follows_is_told_of_each_step_after_it_was_taken(stage):
+    stage = stage.model_copy(update={"accumulation_steps": 2})
+    model, told = model_of(), []
+    batches = [range(3), range(3, 6), range(6, 9)]
+    for epoch in range(3):
+        epoch_of(
+            model, batches, stage, stage_epoch=epoch, after_step=lambda *step: told.append((*step, flat(model).sum()))
+        )
+    assert [step[:2] for step in told] == [(step, 6) for step in range(6)]
+    assert len({step[2].item() for step in told}) == 6
+    assert told[-1][2] == flat(model).sum()
 
 
 def test_the_epochs_loss_is_the_mean_over_its_records(stage):

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from models.pretext import PretextTask
-from trainables.classify import fresh_encoder
 from trainables.loops import train
+from trainables.pretrain import fresh_encoder
 from trainables.recordings import open_recordings
 from trainables.settings import Run
 from trainables.state import TrainState
@@ -47,9 +47,6 @@ class InfiniteOnOne(PretextTask):
         super().__init__()
         self.encoder = fresh_encoder(run)
         self._rank, self._calls = rank, 0
-
-    def draw(self, batch_size, generator):
-        return torch.zeros(batch_size, 1)
 
     def forward(self, signal, draws):
         self._calls += 1

@@ -24,15 +24,16 @@ from data.record import DataError, Record, lead_name
 from data.store import MV_PER_UNIT, Store, prepare_signal
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
+from trainables.classify import pooled
 from trainables.files import StorageError, copy_atomically, read_bytes, read_tensors, write_atomically
 from trainables.predict import probabilities_of
-from trainables.pretrain import build_pretext
+from trainables.pretrain import fresh_encoder
 from trainables.provenance import git_revision
 from trainables.recordings import Recordings, preparation_of
 from trainables.settings import Data, Run
 from trainables.state import best_path
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 
 
@@ -211,11 +212,15 @@ def load(folder: str | Path) -> Checkpoint:
     description = read_description(folder)
     try:
         run, contract = Run.model_validate(description["run"]), description["contract"]
+        if "imported" in description:
+            raise StorageError(f"{folder} holds an encoder without a head: fine-tune it first, task.encoder={folder}")
         num_classes = len(contract["classes"])
     except (KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise StorageError(f"{folder / DESCRIPTION} describes no run that can be built here: {reason}") from error
-    encoder = build_pretext(run).encoder
+    encoder = fresh_encoder(run)
+    if run.task.stages != "pretrain":
+        encoder = pooled(encoder, run)
     classifier = Classifier(encoder, num_classes, drop_path=0.0, head_init_std=0.0)
     tensors, _ = read_tensors(folder / WEIGHTS)
     if difference := _difference(classifier, tensors):
@@ -279,7 +284,8 @@ def load_encoder_weights(encoder: torch.nn.Module, folder: Path) -> None:
         DataError: if their names or shapes differ, with the first difference named.
     """
     tensors, _ = read_tensors(folder / WEIGHTS)
-    weights = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+    inside = "encoder.encoder." if any(name.startswith("encoder.encoder.") for name in tensors) else "encoder."
+    weights = {name.removeprefix(inside): tensor for name, tensor in tensors.items() if name.startswith(inside)}
     if difference := _difference(encoder, weights):
         raise DataError(
             f"{folder} holds another encoder: {difference}; set model.* as in the checkpoint's {DESCRIPTION}"

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from data.loaders import Batch, TrainBatches, worker_share
+from models.attention_pool import AttentionPooled
 from models.classifier import Classifier
 from models.encoder import Encoder
 from models.losses import multilabel_loss, single_label_loss
+from models.pretext import Draws
 from trainables.components import build
 from trainables.optimizers import build_optimizer, parameter_groups
 from trainables.predict import validate
-from trainables.pretrain import build_pretext
 from trainables.probe import crop_embeddings, embed, probe_head
 from trainables.recordings import Recordings, window_of
 from trainables.seeds import FINETUNE, INITIALISATION, generator_of, seed_of
@@ -47,7 +48,12 @@ def enter_finetune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, INITIALISATION, FINETUNE))
         classifier = Classifier(
-            copy.deepcopy(encoder).cpu(), num_classes, drop_path=stage.drop_path, head_init_std=stage.head_init_std
+            pooled(copy.deepcopy(encoder).cpu(), run),
+            num_classes,
+            drop_path=stage.drop_path,
+            head_init_std=stage.head_init_std,
+            mask_c_ratio=stage.mask_c_ratio,
+            mask_t_ratio=stage.mask_t_ratio,
         )
     classifier.to(workers.device)
     if stage.head_init == "probe" and not resumed:
@@ -65,9 +71,9 @@ def enter_finetune(
     state.enter("finetune", classifier, build_optimizer(stage, groups))
 
 
-def fresh_encoder(run: Run) -> Encoder:
-    """The run's encoder as pre-training would begin with it: for `scratch`, and the report's random baseline."""
-    return build_pretext(run).encoder
+def pooled(encoder: Encoder, run: Run) -> Encoder:
+    """An encoder as the run's classifier uses it."""
+    return AttentionPooled(encoder) if run.task.finetune.pool == "attention" else encoder
 
 
 def classify(run: Run, state: TrainState, recordings: Recordings, workers: Workers) -> Iterator[dict[str, float]]:
@@ -133,10 +139,11 @@ class _WholeBatches:
         for number, batch in enumerate(self._batches.epoch(epoch)):
             generator = generator_of(self._seed, FINETUNE, epoch, number)
             draws = self._classifier.draw(batch.global_size, generator)
-            mine = draws[batch.start : batch.start + len(batch.signal)].to(self._workers.device)
-            yield Share(functools.partial(self._compute, batch, mine), len(batch.signal), batch.global_size)
+            mine = slice(batch.start, batch.start + len(batch.rows))
+            own = {name: draw[mine].to(self._workers.device) for name, draw in draws.items()}
+            yield Share(functools.partial(self._compute, batch, own), len(batch.rows), batch.global_size)
 
-    def _compute(self, batch: Batch, draws: Tensor) -> Tensor:
+    def _compute(self, batch: Batch, draws: Draws) -> Tensor:
         return self._loss(self.module(batch.signal, draws), batch.targets)
 
 

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from trainables.settings import Component, Data, Run
+from trainables.settings import Component, Data, Model, Run
 
 if TYPE_CHECKING:
     from data.transforms import Transform
+    from models.encoder import Encoder
+    from models.pretext import PretextTask
 
 PACKAGES = ("models", "data", "trainables")
 """Where a `_target_` may point to."""
@@ -28,6 +30,14 @@ PACKAGES = ("models", "data", "trainables")
 
 class ComponentError(ValueError):
     """The configuration names a class that there is not, or tells it something it does not take; one line."""
+
+
+class MisfitError(ComponentError):
+    """A pretext task needs what its encoder does not give; one line, but for the encoders that do."""
+
+    def __init__(self, message: str, needs: Collection[str]) -> None:
+        super().__init__(message)
+        self.needs = frozenset(needs)
 
 
 def meant(word: str, options: Iterable[str]) -> str | None:
@@ -67,7 +77,7 @@ _PLAIN = {
 """By the beginning of pydantic's error type."""
 
 
-def resolve(target: str) -> type:
+def resolve(target: str | None) -> type:
     """The class that a `_target_` names.
 
     Args:
@@ -76,7 +86,7 @@ def resolve(target: str) -> type:
     Raises:
         ComponentError: if it is none of ours; the message says what exists.
     """
-    package, _, rest = target.partition(".")
+    package, _, rest = (target or "").partition(".")
     module, _, name = rest.rpartition(".")
     if package not in PACKAGES or not module or not name:
         raise ComponentError(
@@ -126,14 +136,16 @@ def check(component: Component, provided: Collection[str], *, at: str = "_target
 def build(component: Component, **provided: Any) -> Any:
     """Call a component's class with the configuration's arguments and those provided here.
 
-    Arguments arrive as the types that the signature names: a text becomes a Path, a whole number a float.
+    Arguments arrive as the types that the signature names: a text becomes a Path, a whole number a float, and what has
+    a `_target_` of its own an object.
 
     Raises:
         ComponentError: as `check`.
         ValueError: whatever the class itself refuses.
     """
     arguments = _arguments(component, provided, at="_target_")
-    return resolve(component.target)(**arguments, **provided)
+    built = {key: build(value) if isinstance(value, Component) else value for key, value in arguments.items()}
+    return resolve(component.target)(**built, **provided)
 
 
 def _arguments(component: Component, provided: Collection[str], *, at: str) -> dict[str, Any]:
@@ -170,6 +182,10 @@ def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
 
 
 def _converted(cls: type, key: str, value: Any, *, at: str) -> Any:
+    if isinstance(value, Mapping) and "_target_" in value:
+        nested = Component.model_validate(value)
+        check(nested, (), at=f"{at}.{key}".removeprefix("_target_."))
+        return nested
     adapter = _adapter(cls, key)
     if adapter is None:
         return value
@@ -192,8 +208,8 @@ def _adapter(cls: type, key: str) -> TypeAdapter[Any] | None:
         return None
 
 
-def model_inputs(data: Data) -> dict[str, Any]:
-    """What every model is told about its input, beside its own keys."""
+def encoder_inputs(data: Data) -> dict[str, Any]:
+    """What every encoder is told about its input, beside its own keys."""
     return {
         "leads": tuple(data.leads),
         "num_samples": data.window_samples,
@@ -201,28 +217,87 @@ def model_inputs(data: Data) -> dict[str, Any]:
     }
 
 
-def check_model(run: Run) -> None:
-    """Build the run's model without filling its weights: in milliseconds, whatever its size.
+def build_encoder(run: Run) -> Encoder:
+    """The run's encoder, with weights drawn from torch's global generator.
 
     Raises:
-        ComponentError: if its arguments do not fit its class, or it is no pretext task.
-        ValueError: whatever the class refuses.
+        ComponentError: as `check`, or if it is no encoder.
+        ValueError: whatever the class itself refuses.
+    """
+    from models.encoder import Encoder
+
+    encoder = build(run.model.encoder, **encoder_inputs(run.data))
+    if not isinstance(encoder, Encoder):
+        raise ComponentError(
+            f"model.encoder._target_: must be an encoder (models.encoder.Encoder), got {run.model.encoder.target}"
+        )
+    return encoder
+
+
+def build_pretext_on(model: Model, encoder: Encoder) -> PretextTask:
+    """A model's pretext task around an encoder, with weights drawn from torch's global generator.
+
+    Raises:
+        MisfitError: if the task needs what the encoder does not give.
+        ComponentError, ValueError: as `build_encoder`.
+    """
+    from models.pretext import PretextTask
+
+    assert model.target is not None, "settings refuse pre-training without a pretext task"
+    task = resolve(model.target)
+    if not issubclass(task, PretextTask):
+        raise ComponentError(f"model._target_: must be a pretext task (models.pretext.PretextTask), got {model.target}")
+    if lacking := task.needs - encoder.gives:
+        raise MisfitError(
+            f"model.encoder: {task.__name__} needs an encoder that gives {' and '.join(sorted(lacking))}, "
+            f"{type(encoder).__name__} gives {' and '.join(sorted(encoder.gives))}",
+            task.needs,
+        )
+    pretext: PretextTask = build(model, encoder=encoder)
+    return pretext
+
+
+def check_model(run: Run) -> None:
+    """Build the run's encoder, pretext task and classifier without filling weights: in milliseconds, whatever the size.
+
+    Raises:
+        ComponentError: if arguments do not fit their class, a class is of the wrong kind, or the encoder does not give
+            what is asked of it.
+        ValueError: whatever a class refuses.
     """
     import torch  # only here: the mistakes that need no model are found without it
 
-    from models.pretext import PretextTask
-
-    check(run.model, model_inputs(run.data), at="model")
+    check(run.model.encoder, encoder_inputs(run.data), at="model.encoder")
+    if run.model.target is not None:
+        check(run.model, ("encoder",), at="model")
     try:
         with torch.random.fork_rng(devices=[]), _unfilled():
-            model = build(run.model, **model_inputs(run.data))
+            encoder = build_encoder(run)
+            if run.model.target is not None:
+                build_pretext_on(run.model, encoder)
+            if run.task.stages != "pretrain":
+                _check_classifier(run, encoder)
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ComponentError(f"model: {run.model.target} cannot be built with its keys: {reason}") from error
-    if not isinstance(model, PretextTask):
-        raise ComponentError(
-            f"model._target_: must be a pretext task (models.pretext.PretextTask), got {run.model.target}"
+
+
+def _check_classifier(run: Run, encoder: Encoder) -> None:
+    """Refuse a way of fine-tuning that the encoder cannot do."""
+    from models.classifier import Classifier
+
+    stage = run.task.finetune
+    if stage.pool == "attention" and "patches" not in encoder.gives:
+        raise MisfitError(
+            f"task.finetune.pool: attention needs an encoder that gives patches, {type(encoder).__name__} gives "
+            f"{' and '.join(sorted(encoder.gives))}",
+            {"patches"},
         )
+    ratios = {"mask_c_ratio": stage.mask_c_ratio, "mask_t_ratio": stage.mask_t_ratio}
+    try:
+        Classifier(encoder, 1, drop_path=0.0, head_init_std=0.0, **ratios)
+    except ValueError as error:
+        raise ComponentError(f"task.finetune.{error}") from error
 
 
 def _unfilled() -> AbstractContextManager[Any]:
@@ -253,9 +328,9 @@ def check_components(run: Run) -> None:
         ComponentError: naming the key that cannot be, or whose transform cannot take the run's signals.
     """
     _check_built("data.reader", run.data.reader, {"root": None, "source_rate_hz": run.data.source_rate_hz}, "table")
-    for stage in ("pretrain", "finetune"):
-        for number, transform in enumerate(getattr(run.task, stage).transforms):
-            key = f"task.{stage}.transforms.{number}"
+    for holder, transforms in (("model", run.model.transforms), ("task.finetune", run.task.finetune.transforms)):
+        for number, transform in enumerate(transforms):
+            key = f"{holder}.transforms.{number}"
             _check_applied(key, _check_built(key, transform, {}, "draw"), run.data)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from models.encoder import Encoder
 from models.pretext import PretextTask
 from trainables.checkpoint import check_encoder, load_encoder_weights
-from trainables.classify import classify, enter_finetune, fresh_encoder
-from trainables.pretrain import enter_pretrain, pretrain
+from trainables.classify import classify, enter_finetune
+from trainables.pretrain import enter_pretrain, fresh_encoder, pretrain
 from trainables.recordings import Recordings
 from trainables.settings import Run
 from trainables.state import SavedState, TrainState
@@ -34,6 +34,7 @@ def train(
 
     Raises:
         FloatingPointError: if something is not finite; `state` then holds what was good before.
+        CollapsedError: if pre-training no longer tells records apart.
     """
     if saved is not None and saved.stage == "finetune":
         enter_finetune(run, state, fresh_encoder(run), recordings, workers, resumed=True)

@@ -29,18 +29,20 @@ def parameter_groups(
         layer_of: from a parameter's name to its layer, 0 for the embedding; None puts all in `num_layers`.
 
     Returns:
-        groups for a torch optimiser, each with an `lr_scale` that `set_learning_rate` reads.
+        groups for a torch optimiser, each with an `lr_scale` and whether it `decays`, which the setters below read.
 
     Source: layer-wise decay as in BEiT, Bao et al. 2022, arXiv:2106.08254, app. B.
     """
-    groups: dict[tuple[float, float], dict[str, object]] = {}
+    groups: dict[tuple[float, bool], dict[str, object]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = num_layers if layer_of is None else layer_of(name)
         lr_scale = layer_decay ** (num_layers - layer)
-        decay = weight_decay if decay_biases_and_norms or has_weight_decay(name, parameter) else 0.0
-        group = groups.setdefault((lr_scale, decay), {"params": [], "lr_scale": lr_scale, "weight_decay": decay})
+        decays = decay_biases_and_norms or has_weight_decay(name, parameter)
+        decay = weight_decay if decays else 0.0
+        fresh = {"params": [], "lr_scale": lr_scale, "weight_decay": decay, "decays": decays}
+        group = groups.setdefault((lr_scale, decays), fresh)
         members = group["params"]
         assert isinstance(members, list)
         members.append(parameter)
@@ -59,3 +61,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group `lr` times its own scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Give `weight_decay` to every group that decays at all."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0

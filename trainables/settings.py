@@ -39,6 +39,15 @@ class Component(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Model(Component):
+    """A pretext task around an encoder; without a class it is the encoder alone, to be trained with labels."""
+
+    target: str | None = Field(alias="_target_")  # type: ignore[assignment]
+    encoder: Component
+    transforms: list[Component]
+    """Augmentations of each crop, or of each view of a record, that the pretext task sees, in order."""
+
+
 class Data(Settings):
     """Which recordings, prepared how, and who trains, validates and tests."""
 
@@ -121,24 +130,34 @@ class Stage(Settings):
     accumulation_steps: int = Field(ge=1)
     lr: float | None = Field(gt=0)
     base_lr: float | None = Field(gt=0)
-    """Learning rate at an effective batch of 256; used where `lr` is null."""
+    """Used where `lr` is null: a rate that grows with the batch, by `base_lr_rule`."""
+    base_lr_rule: Literal["batch_over_256", "batch_over_4"] | None
+    """What `base_lr` is multiplied with: the effective batch over 256 (MAE, ST-MEM), or over 4 (Turgut et al.)."""
+    start_lr: float = Field(ge=0)
+    """The rate of the first step of a warm-up."""
     min_lr: float = Field(ge=0)
     warmup_share: float = Field(ge=0, le=1)
     """Share of the stage's optimiser steps over which the rate rises to `lr`."""
     weight_decay: float = Field(ge=0)
+    final_weight_decay: float | None = Field(ge=0)
+    """Where the weight decay ends, along half a cosine; null where it stays as it is."""
     clip_norm: float | None = Field(gt=0)
     optimizer: Optimizer
     precision: Literal["auto", "float32", "bfloat16"]
     """`auto` is bfloat16 autocast on devices that have it, else float32."""
-    transforms: list[Component]
-    """Augmentations of every training crop, in order (classes of data.transforms)."""
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
         if (self.lr is None) == (self.base_lr is None):
             raise ValueError(f"exactly one of lr and base_lr must be set, got lr={self.lr} and base_lr={self.base_lr}")
-        if self.peak_lr < self.min_lr:
-            raise ValueError(f"min_lr must not exceed the peak rate {self.peak_lr:g}, got {self.min_lr:g}")
+        if (self.base_lr is None) != (self.base_lr_rule is None):
+            raise ValueError(
+                "base_lr_rule must say what base_lr is multiplied with, batch_over_256 or batch_over_4, and be null "
+                f"without it; got base_lr={self.base_lr} and base_lr_rule={self.base_lr_rule}"
+            )
+        for key in ("min_lr", "start_lr"):
+            if (rate := getattr(self, key)) > self.peak_lr:
+                raise ValueError(f"{key} must not exceed the peak rate {self.peak_lr:g}, got {rate:g}")
         return self
 
     @property
@@ -148,11 +167,14 @@ class Stage(Settings):
 
     @property
     def peak_lr(self) -> float:
-        """The absolute rate at the end of the warm-up: lr, or base_lr * effective batch / 256 (Goyal et al. 2017)."""
+        """The absolute rate at the end of the warm-up: lr, or base_lr times the effective batch by its rule.
+
+        Source: the linear rule, Goyal et al. 2017, arXiv:1706.02677; over 4 in Turgut et al. 2025, arXiv:2308.05764.
+        """
         if self.lr is not None:
             return self.lr
         assert self.base_lr is not None
-        return self.base_lr * self.effective_batch_size / 256
+        return self.base_lr * self.effective_batch_size / (256 if self.base_lr_rule == "batch_over_256" else 4)
 
 
 class Probe(Settings):
@@ -160,6 +182,13 @@ class Probe(Settings):
 
     l2: float = Field(gt=0)
     max_train_records: int | None = Field(ge=1)
+
+
+class Collapse(Settings):
+    """Where pre-training ends because its encoder no longer tells records apart (trainables.collapse)."""
+
+    min_feature_std: float | None = Field(ge=0)
+    min_effective_rank: float | None = Field(ge=0)
 
 
 class Pretrain(Stage):
@@ -170,12 +199,26 @@ class Finetune(Stage):
     """Supervised training of an encoder with a linear head."""
 
     mode: Literal["finetune", "linprobe", "scratch"]
+    pool: Literal["encoder", "attention"]
+    """What makes one embedding of a record: the encoder's own way, or attention over its patches, trained here."""
+    mask_c_ratio: float = Field(ge=0, lt=1)
+    """Share of the leads that are hidden from each record while training; needs an encoder that tells leads apart."""
+    mask_t_ratio: float = Field(ge=0, lt=1)
+    """Share of the patches in time that are hidden, likewise."""
     layer_decay: float = Field(gt=0, le=1)
     drop_path: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=1)
     head_init: Literal["probe", "normal"]
     """Whether the head begins as the linear probe of the encoder, or drawn from N(0, head_init_std)."""
     head_init_std: float = Field(ge=0)
+    transforms: list[Component]
+    """Augmentations of every training crop, in order (classes of data.transforms)."""
+
+    @model_validator(mode="after")
+    def _trains_its_pool(self) -> Self:
+        if self.pool == "attention" and self.mode == "linprobe":
+            raise ValueError("pool must be encoder where mode is linprobe, which trains the head alone; got attention")
+        return self
 
 
 class Task(Settings):
@@ -193,6 +236,7 @@ class Task(Settings):
     encoder: str | None
     """Folder of a checkpoint whose encoder `finetune` starts from."""
     probe: Probe
+    collapse: Collapse
     pretrain: Pretrain
     finetune: Finetune
 
@@ -249,6 +293,24 @@ class Run(Settings):
     """One run: what a trial needs to know, whoever chose it."""
 
     seed: int = Field(ge=0)
-    model: Component
+    model: Model
     data: Data
     task: Task
+
+    @model_validator(mode="after")
+    def _can_pretrain(self) -> Self:
+        check_pretext(self.model, self.task)
+        return self
+
+
+def check_pretext(model: Model, task: Task) -> None:
+    """Refuse a stage of pre-training without a pretext task.
+
+    Raises:
+        ValueError: that says what to type.
+    """
+    if model.target is None and task.num_pretrain_epochs:
+        raise ValueError(
+            f"model has no pretext task, so task.stages must be finetune, got {task.stages}: choose another model=NAME "
+            "or task=supervised"
+        )

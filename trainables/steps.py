@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.optimizers import set_learning_rate
-from trainables.schedules import learning_rate
+from trainables.optimizers import set_learning_rate, set_weight_decay
+from trainables.schedules import learning_rate, weight_decay
 from trainables.settings import Stage
 from trainables.workers import Workers
 
@@ -40,6 +40,7 @@ def train_epoch(
     stage: Stage,
     stage_epoch: int,
     workers: Workers,
+    after_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Step through one epoch.
 
@@ -51,6 +52,7 @@ def train_epoch(
         stage: learning rate, accumulation, clipping and precision.
         stage_epoch: epochs of this stage done before.
         workers: gradients become those of the global batch, whatever the sizes of the parts.
+        after_step: called after each step of the optimiser with its number and that of all steps of the stage.
 
     Returns:
         train/loss, the mean over all records of the epoch, and train/lr, the rate of the last step.
@@ -60,6 +62,7 @@ def train_epoch(
     """
     module.train()
     steps_per_epoch = -(-num_batches // stage.accumulation_steps)
+    num_steps = stage.num_epochs * steps_per_epoch
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     total = torch.zeros(2, dtype=torch.float64, device=workers.device)
     lr = 0.0
@@ -80,17 +83,27 @@ def train_epoch(
         if not last_of_cycle:
             continue
         step = stage_epoch * steps_per_epoch + number // stage.accumulation_steps
-        lr = learning_rate(
-            step,
-            stage.num_epochs * steps_per_epoch,
-            peak_lr=stage.peak_lr,
-            min_lr=stage.min_lr,
-            warmup_share=stage.warmup_share,
-        )
-        set_learning_rate(optimizer, lr)
+        lr = _set_rates(optimizer, stage, step, num_steps)
         _step(optimizer, parameters, stage, step)
+        if after_step is not None:
+            after_step(step, num_steps)
     loss_sum, count = workers.total(total).tolist()
     return {"train/loss": loss_sum / count, "train/lr": lr}
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, stage: Stage, step: int, num_steps: int) -> float:
+    """Give the optimiser its rates for a step; return that of learning."""
+    lr = learning_rate(
+        step,
+        num_steps,
+        peak_lr=stage.peak_lr,
+        min_lr=stage.min_lr,
+        warmup_share=stage.warmup_share,
+        start_lr=stage.start_lr,
+    )
+    set_learning_rate(optimizer, lr)
+    set_weight_decay(optimizer, weight_decay(step, num_steps, start=stage.weight_decay, end=stage.final_weight_decay))
+    return lr
 
 
 def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], stage: Stage, step: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from ray import tune
 
+from trainables.collapse import CollapsedError
 from trainables.loops import train
 from trainables.recordings import open_recordings
 from trainables.settings import Cluster, Run
@@ -91,6 +92,8 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
     except FloatingPointError as error:
         reason = f"non_finite: {error}"
         yield result_of(state, time.monotonic() - started, finished=True, reason=reason)
+    except CollapsedError as error:
+        yield result_of(state, time.monotonic() - started, finished=True, reason=f"collapsed: {error}")
 
 
 def result_of(state: TrainState, seconds: float, *, finished: bool, reason: str | None = None) -> dict[str, Any]:
