@@ -339,7 +339,7 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
         launch,
         space,
         make_run=functools.partial(run_with, launch),
-        default_params=space.defaults(tree),
+        first_points=space.first_points(tree, launch.options),
         policy=make_policy(launch.scheduler, launch.task),
         describe=describe,
     )
@@ -585,8 +585,11 @@ def show(launch: Launch, console: Console) -> int:
         condition = f", when {dict(leaf.when)}" if leaf.when else ""
         console.print(f"  {leaf.key}: {leaf.text}{condition}", markup=False)
     console.print("trial 0, the default configuration, never stopped early:")
-    for key, value in space.values(space.defaults(tree_of(launch))).items():
+    default, *others = space.first_points(tree_of(launch), launch.options)
+    for key, value in space.values(default).items():
         console.print(f"  {key}: {value}", markup=False)
+    if others:
+        console.print(f"trials 1 to {len(others)}: the defaults of the other {' and '.join(launch.options)} options")
     cost = estimate(launch)
     if cost is None:
         console.print("estimate: none before the recordings can be read (data.root)", markup=False)

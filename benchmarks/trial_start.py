@@ -176,7 +176,7 @@ def open_ledger(launch: Launch) -> Ledger:
         launch,
         space,
         make_run=functools.partial(run_with, launch),
-        default_params=space.defaults(tree),
+        first_points=[space.defaults(tree)],
         policy=make_policy(launch.scheduler, launch.task),
         describe=lambda trial, run: {"trial": trial.number, "value": trial.value},
     )

@@ -57,7 +57,7 @@ class Curve:
 
     trial: Trial
     kind: str
-    """best, default, complete, pruned, diverged, failed or running."""
+    """best, default, complete, pruned, diverged, collapsed, failed or running."""
     points: str
     """For a polyline."""
     end: tuple[float, float]
@@ -99,6 +99,8 @@ def outcome(trial: Trial) -> str:
     """How a trial ended, in the reader's words."""
     if trial.non_finite:
         return "diverged"
+    if (trial.reason or "").startswith("collapsed"):
+        return "collapsed"
     return {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}.get(
         trial.state, trial.state.lower()
     )

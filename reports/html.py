@@ -209,7 +209,7 @@ def facts(study: Study, metrics: dict[str, Any]) -> list[tuple[str, str]]:
 def outcomes(study: Study) -> dict[str, int]:
     """How many trials ended in which way, the usual ways first."""
     found = Counter(charts.outcome(trial) for trial in study.trials)
-    usual = [name for name in ("complete", "pruned", "diverged", "failed", "running") if name in found]
+    usual = [name for name in ("complete", "pruned", "diverged", "collapsed", "failed", "running") if name in found]
     return {name: found[name] for name in [*usual, *sorted(found.keys() - set(usual))]}
 
 

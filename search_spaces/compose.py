@@ -339,6 +339,10 @@ def _hydra(groups: Mapping[str, str], config_dir: Path | None) -> tuple[DictConf
     except MissingConfigException as error:
         raise ChoiceError(_no_option(error)) from error
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        homeless = next((group for group in groups if f"override '{_in_its_place(group)}'" in str(error)), None)
+        if homeless in PLACES:
+            told = f"{homeless}={groups[homeless]}: the chosen model has no {homeless.replace('_', ' ')}"
+            raise ChoiceError(told) from error
         raise ChoiceError(_one_line(error)) from error
     except AssertionError as error:  # Hydra's own, of a defaults list such as [@space: st_mem]
         raise ChoiceError(
@@ -393,10 +397,12 @@ def _put_all(config: DictConfig, space: dict[str, Any], line: Line) -> list[str]
     known = dotted(_unresolved(config))
     for group, names in line.listed_groups.items():
         space[KEYS_OF_CHOICES[group]] = {"choice": names}
+        _narrow_conditions(space, KEYS_OF_CHOICES[group], names)
         notes.append(f"{group}: searched, one of {', '.join(names)}; trial 0 takes {names[0]}")
     for group in line.groups:
         if KEYS_OF_CHOICES.get(group) in space and group not in line.listed_groups:
             del space[KEYS_OF_CHOICES[group]]
+            _narrow_conditions(space, KEYS_OF_CHOICES[group], [line.groups[group]])
             notes.append(f"{group}={line.groups[group]}: fixed, no longer searched")
     for key, value in line.values.items():
         if key.partition(".")[0] == "space":
@@ -404,6 +410,20 @@ def _put_all(config: DictConfig, space: dict[str, Any], line: Line) -> list[str]
         else:
             _put_value(config, space, key, value, known, line, notes)
     return notes
+
+
+def _narrow_conditions(space: dict[str, Any], key: str, options: Sequence[str]) -> None:
+    """Leave those options out of all conditions that are no longer among a group's, and what is then never searched."""
+    for name, leaf in list(space.items()):
+        when = leaf.get("when") if isinstance(leaf, Mapping) else None
+        if not isinstance(when, Mapping) or key not in when:
+            continue
+        allowed = when[key] if isinstance(when[key], list) else [when[key]]
+        left = [option for option in allowed if option in options]
+        if left:
+            space[name] = {**leaf, "when": {**when, key: left}}
+        else:
+            del space[name]
 
 
 def _unresolved(config: DictConfig) -> dict[str, Any]:

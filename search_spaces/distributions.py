@@ -123,6 +123,24 @@ class Space:
                 values[leaf.key] = default_of(leaf.key, tree)
         return {leaf.key: _as_kept(leaf, values[leaf.key]) for leaf in self.leaves if leaf.key in values}
 
+    def first_points(self, tree: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The choices of the first trials, encoded: the run's own values, then each other option of a searched group.
+
+        A sampler may never meet an option, or never return to one that it has met at unlucky values; so each is tried
+        once with its own defaults, where they lie in the ranges searched.
+        """
+        points = [self.defaults(tree)]
+        for leaf in self.leaves:
+            if leaf.key in options and leaf.key in points[0]:
+                others = [option for option in extremes(leaf) if option != points[0][leaf.key]]
+                points += [self.defaults(apply(tree, {leaf.key: option}, options)) for option in others]
+        return [points[0], *(point for point in points[1:] if self.contains(point))]
+
+    def contains(self, point: Mapping[str, Any]) -> bool:
+        """Whether encoded choices lie in the ranges searched."""
+        distribution = {leaf.key: leaf.distribution for leaf in self.leaves}
+        return all(_contains(distribution[key], value) for key, value in point.items())
+
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """A trial's parameters as Optuna keeps them, decoded: what `ask` returned for it."""
         return {key: decoded(value) for key, value in params.items()}

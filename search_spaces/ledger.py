@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -86,7 +86,7 @@ class Ledger:
         launch: what was typed.
         space: what is searched.
         make_run: a trial's run from its choices.
-        default_params: trial 0's choices, as Optuna stores them.
+        first_points: choices of the first trials, as Optuna stores them; trial 0 takes the default configuration's.
         policy: who is stopped early; it has seen nothing yet.
         describe: the checkpoint JSON of a completed trial.
 
@@ -102,7 +102,7 @@ class Ledger:
         space: Space,
         *,
         make_run: Callable[[Mapping[str, Any]], Run],
-        default_params: Mapping[str, Any],
+        first_points: Sequence[Mapping[str, Any]],
         policy: Policy,
         describe: Callable[[TrialRecord, Run], dict[str, Any]],
     ) -> None:
@@ -126,18 +126,18 @@ class Ledger:
         level = launch.debug.log_level if launch.debug.enabled else "WARNING"
         optuna.logging.set_verbosity(getattr(optuna.logging, level))
         self._study = open_study(folder.journal, self.search.direction)
-        points = self._points(default_params)
+        points = self._points(first_points)
         self.num_trials = len(points) if launch.sampler.name == "grid" else self.search.num_trials
         for point in points[len(self._frozen_trials()) :]:  # a crash may have come between two of them
             self._study.enqueue_trial(dict(point))
         self._bring_up_to_date()
 
-    def _points(self, default_params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The first trials, known before any is run: the default, and with `sampler=grid` every other point."""
+    def _points(self, first_points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The trials that are known before any is run: the first ones, or with `sampler=grid` every point."""
         if self._sampler.name != "grid":
-            return [default_params]
+            return list(first_points)
         points = self._space.grid()
-        return sorted(points, key=lambda point: point != default_params)  # stable: the default first
+        return sorted(points, key=lambda point: point != first_points[0])  # stable: the default first
 
     # -------- what is asked of the books
 

@@ -70,6 +70,7 @@ def test_a_study_without_an_epoch_has_no_curves():
 
 def test_a_trial_that_diverged_is_not_called_pruned():
     assert outcome(trial(1, [0.5], state="PRUNED", reason="non_finite: the loss is nan")) == "diverged"
+    assert outcome(trial(1, [0.5], state="PRUNED", reason="collapsed: val/feature_std is 0")) == "collapsed"
     assert outcome(trial(1, [0.5], state="PRUNED", reason="scheduler")) == "pruned"
 
 

@@ -204,3 +204,36 @@ def test_two_workers_a_trial_leave_nothing_behind(tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     check_books(tmp_path / "study", 2)
     assert not any((tmp_path / "study" / "running").iterdir())
+
+
+METHODS = [
+    "search=methods_ptbxl",
+    "model=mtae,simclr,meclip",
+    *TINY[1:],
+    "search.num_trials=6",
+    "task.pretrain.num_epochs=1",
+    "task.finetune.num_epochs=1",
+    "study_dir=methods",
+]
+
+
+def test_methods_are_searched_against_each_other_and_reported_beside_their_untrained_encoders(finished):
+    ended = run_in(finished, *METHODS)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    study = finished / "methods"
+    check_books(study, 6)
+    table = pd.read_parquet(study / "trials.parquet")
+    assert set(table["model"]) <= {"mtae", "simclr", "meclip"}
+    assert table["model"][0] == "mtae"
+    assert (table["model.temperature"].notna() == table["model"].isin(["simclr", "meclip"])).all()
+    assert (table["model.mask_ratio"].notna() == (table["model"] == "mtae")).all()
+    metrics = json.loads((study / "report" / "metrics.json").read_text())
+    rows = {row["option"]: row for row in metrics["choices"]["model"]}
+    untrained = json.loads((study / "report" / "untrained.json").read_text())["model"]
+    assert set(untrained) == set(table["model"])
+    for option, found in untrained.items():
+        assert rows[option]["untrained"] == found["metrics"]["val/auroc"]
+    assert metrics["importance"]["at_epoch"]["reason"]  # six trials say nothing, and it says so
+    events = events_of(study)
+    opened = [event["model"] for event in events if event["event"] == "test_fold_opened"]
+    assert set(opened) <= {"best", "random_encoder", "default_configuration"}

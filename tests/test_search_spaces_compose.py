@@ -341,6 +341,35 @@ def test_a_group_may_be_searched_and_every_option_is_composed_with_what_is_typed
     assert composed.options["model"]["st_mem"] == composed.tree["model"]
 
 
+def test_an_encoder_lies_within_its_model_and_can_be_typed_or_searched():
+    assert tree("encoder=mtae")["model"]["encoder"]["_target_"] == "models.mtae.MTAEEncoder"
+    composed = compose_choices([JOB, "scale=laptop", "encoder=mtae,st_mem", "model.encoder.patch_duration_s=0.5"])
+    assert composed.tree["space"]["model.encoder"] == {"choice": ["mtae", "st_mem"]}
+    assert composed.notes == ["encoder: searched, one of mtae, st_mem; trial 0 takes mtae"]
+    for subtree in composed.options["model.encoder"].values():
+        assert (subtree["size"], subtree["patch_duration_s"]) == ("laptop", 0.5)
+    fixed = compose_choices(["search=supervised_ptbxl", "encoder=vit1d"])
+    assert "model.encoder" not in fixed.tree["space"]
+    assert fixed.notes == ["encoder=vit1d: fixed, no longer searched"]
+
+
+def test_some_of_the_methods_can_be_typed_over_a_search_of_all():
+    composed = compose_choices(["search=methods_ptbxl", "model=jepa,simclr"]).tree
+    assert composed["space"]["model"] == {"choice": ["jepa", "simclr"]}
+    assert composed["space"]["model.temperature"]["when"] == {"model": ["simclr"]}
+    assert composed["space"]["model.momentum_start"]["when"] == {"model": ["jepa"]}
+    assert "model.mask_ratio" not in composed["space"]
+    one = compose_choices(["search=methods_ptbxl", "model=byol"]).tree
+    assert "when" not in one["space"]["model.momentum_start"]
+    assert {key for key in one["space"] if key.startswith("model")} == {"model.momentum_start"}
+
+
+def test_an_encoder_that_the_model_has_no_place_for_is_refused():
+    told = refusal(JOB, "text_encoder=small")
+    assert told == "text_encoder=small: the chosen model has no text encoder"
+    assert refusal(JOB, "encoder=nope").startswith("encoder=nope: no such encoder; ")
+
+
 def test_a_comma_list_at_a_group_begins_with_the_default(config_dir):
     composed = compose_choices(["--config-dir", str(config_dir), JOB, "model=st_mem_deep,st_mem"])
     assert composed.tree["model"] == composed.options["model"]["st_mem_deep"]

@@ -394,6 +394,24 @@ def test_a_searched_key_is_tried_in_every_option_that_it_belongs_to(tmp_path):
     checked_space(*typed, "space.model.mask_ratio={uniform: [0.3, 0.9], when: {model: st_mem}}")
 
 
+def test_each_method_is_tried_once_with_its_own_defaults_before_a_sampler_is_asked():
+    tree = compose_choices(["search=methods_ptbxl", "scale=laptop", "data=synthetic"]).tree
+    space = parse(tree["space"])
+    points = space.first_points(tree, tree["options"])
+    assert points[0] == space.defaults(tree)
+    assert [point["model"] for point in points] == tree["space"]["model"]["choice"]
+    by_model = {point["model"]: point for point in points}
+    assert by_model["signal_mae"]["model.mask_ratio"] == 0.8
+    assert "model.mask_ratio" not in by_model["byol"]
+    assert by_model["byol"]["model.momentum_start"] == 0.996
+    narrow = parse(tree["space"] | {"model.temperature": {"uniform": [0.2, 0.5], "when": {"model": "clocs"}}})
+    tried = [point["model"] for point in narrow.first_points(tree, tree["options"])]
+    assert "clocs" not in tried  # its own temperature is not searched
+    assert "simclr" in tried
+    plain = parse({"model.mask_ratio": {"uniform": [0.3, 0.9]}})
+    assert plain.first_points(tree, {}) == [{"model.mask_ratio": 0.75}]
+
+
 def test_composed_defaults_are_members_of_comma_lists():
     checked_space(
         "model.mask_ratio=0.5,0.6",

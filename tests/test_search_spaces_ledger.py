@@ -116,7 +116,7 @@ def open_ledger(path, launch):
         launch,
         space,
         make_run=functools.partial(run_with, launch),
-        default_params=space.defaults(tree),
+        first_points=space.first_points(tree, launch.options),
         policy=make_policy(launch.scheduler, launch.task),
         describe=describe,
     )
