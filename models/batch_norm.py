@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.workers import several, summed
+from models.across_workers import several, summed
 
 
 class BatchNorm(nn.BatchNorm1d):

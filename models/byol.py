@@ -22,9 +22,10 @@ class BYOL(PretextTask):
     """Predict each view's target projection from the other view.
 
     The target is an average over time of the encoder and its projector. It sees batches as they do, with the statistics
-    of the batch; its running statistics are theirs.
+    of the batch, in which both views are; its running statistics are theirs.
     """
 
+    least_batch: ClassVar[int] = 2
     num_views: ClassVar[int] = 2
 
     def __init__(

@@ -121,4 +121,4 @@ def _kept(encoder: Encoder, name: str, ratio: float) -> tuple[int, int]:
     try:
         return number, num_kept_patches(number, ratio)
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(f"{key} must keep and hide at least one of {number} {name}, got {ratio}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ MAX_SCALE = 100.0
 
 class CLIP(PretextTask):
     """Bring a record's embedding and its report's together, and those of different records apart."""
+
+    least_batch: ClassVar[int] = 2
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class CLOCS(PretextTask):
     """
 
     needs: ClassVar[frozenset[Gift]] = frozenset({"vector", "segments"})
+    least_batch: ClassVar[int] = 2
 
     def __init__(
         self,

@@ -99,7 +99,7 @@ def has_weight_decay(name: str, parameter: Tensor) -> bool:
     """Whether weight decay commonly applies to a parameter: matrices of layers, not biases, norms, tokens or tables.
 
     Args:
-        name: the parameter's name from `named_parameters()`; tokens and tables are no layer's `weight`.
+        name: the parameter's name from `named_parameters()`; tokens and tables are no `weight`.
         parameter: the parameter itself.
     """
-    return name.endswith(".weight") and parameter.ndim >= 2
+    return name.endswith("weight") and parameter.ndim >= 2  # in_proj_weight, too

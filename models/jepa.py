@@ -90,6 +90,8 @@ class JEPA(PretextTask):
             "random": RandomPositions(keep_share),
         }
         self.masks = modes[mask_mode]
+        if encoder.num_columns == 1 and encoder.num_groups > 1:
+            raise ValueError("the window must hold two patches of each lead or more, to see one and hide one; got 1")
         self.num_positions = encoder.num_columns if encoder.num_columns > 1 else encoder.num_rows
         self.masks.check(self.num_positions)
         self.encoder = encoder

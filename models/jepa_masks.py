@@ -1,7 +1,8 @@
 """Which patches a JEPA sees and which it predicts: three ways to draw them, for a whole batch at once.
 
-Every position can be seen and be predicted, the ends as well as the middle, and whatever is cut so that the records of
-a batch have equally many positions is cut anywhere alike: no position is favoured by where it lies.
+Every position can be seen and be predicted, the ends as well as the middle, and the two directions of time are alike:
+whatever is cut so that the records of a batch have equally many positions is cut anywhere. A block lies over the middle
+more often than over the ends, as any block does that must fit.
 
 Shapes: B records, N positions, K seen, M targets of H positions each.
 """
@@ -51,7 +52,8 @@ class MultiBlock(Masks):
 
     Source: I-JEPA, Assran et al. 2023, arXiv:2301.08243, sec. 3, in one dimension. Two differences: a block's start may
     be the last one possible (in the public code it cannot, so that the last position is never in a block), and a
-    context that is longer than another's in the batch loses positions anywhere instead of its last ones.
+    context that is longer than another's in the batch loses positions anywhere instead of its last ones. As there, a
+    context shrinks a little with the batch: to the fewest positions of any of its records.
     """
 
     num_targets: int

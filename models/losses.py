@@ -1,6 +1,6 @@
 """What is minimised: functions of predictions and targets, each a mean over the records of a batch.
 
-Contrastive losses hold this worker's records against those of all workers (models.workers).
+Contrastive losses hold this worker's records against those of all workers (models.across_workers).
 
 Shapes: b records of this worker, B of all of them, P samples of a patch, K classes, D width of an embedding.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.workers import gathered
+from models.across_workers import gathered
 
 NEVER = -1e30
 """A logit of what is no candidate: its weight is 0, and unlike minus infinity it leaves gradients finite."""

@@ -25,8 +25,11 @@ from models.patch_encoder import PatchEncoder
 from models.pretext import Draws, PretextTask
 from models.transformer import HEAD_WIDTH, Block, initialize, random_token
 
-NARROW_DECODER = (64, 1, 1)
-"""Width, depth and heads of the decoder of narrow encoders; ST-MEM's costs 20 times an encoder of the size laptop."""
+DECODER_WIDTH, DECODER_DEPTH = 256, 4
+"""Of ST-MEM's decoder, which costs 20 times an encoder of the size laptop ..."""
+
+NARROW_WIDTH, NARROW_DEPTH = 64, 1
+"""... so that an encoder of less than a third of its width gets this one where nothing is told."""
 
 
 class MaskedDecoder(nn.Module):
@@ -123,7 +126,6 @@ class MaskedAutoencoder(PretextTask):
         norm_pix_loss: bool,
         loss_on: Literal["hidden", "all"],
         ncc_weight: float,
-        decoder: tuple[int, int, int],
         decoder_width: int | None,
         decoder_depth: int | None,
         decoder_heads: int | None,
@@ -138,11 +140,9 @@ class MaskedAutoencoder(PretextTask):
             loss_on: the hidden patches alone, or all of them, as the signal MAE.
             ncc_weight: w of the loss (1 - w) * MSE + w * (1 - NCC), NCC being the correlation of each lead with its
                 reconstruction; 0 in MAE, 0.1 in the signal MAE.
-            decoder: its width, depth and heads, unless told below; ST-MEM (256, 4, 4), signal MAE (256, 2, 8). An
-                encoder of a third of that width or less gets NARROW_DECODER.
-            decoder_width: W, even; None for that of `decoder`, and so below.
-            decoder_depth: blocks of the decoder.
-            decoder_heads: heads of the decoder.
+            decoder_width: W, even; None for 256, or 64 under an encoder of less than a third of that.
+            decoder_depth: blocks of the decoder; None for 4, or 1 under such an encoder. Signal MAE: 2.
+            decoder_heads: heads of the decoder; None for as many as the width holds.
             decoder_head_width: width of each of them; 64 in ST-MEM, 32 in the signal MAE.
 
         Raises:
@@ -155,11 +155,16 @@ class MaskedAutoencoder(PretextTask):
         self.num_kept = num_kept_patches(encoder.num_patches, mask_ratio)
         self.norm_pix_loss, self.loss_on, self.ncc_weight = norm_pix_loss, loss_on, ncc_weight
         self.encoder = encoder
-        usual = NARROW_DECODER if 3 * encoder.width <= decoder[0] else decoder
-        given = (decoder_width, decoder_depth, decoder_heads)
-        width, depth, num_heads = (own if typed is None else typed for typed, own in zip(given, usual, strict=True))
+        narrow = 3 * encoder.width < DECODER_WIDTH
+        usual = (NARROW_WIDTH, NARROW_DEPTH) if narrow else (DECODER_WIDTH, DECODER_DEPTH)
+        width = usual[0] if decoder_width is None else decoder_width
+        heads_held = width // decoder_head_width if decoder_head_width > 0 else 1
         self.decoder = MaskedDecoder(
-            encoder, width=width, depth=depth, num_heads=num_heads, head_width=decoder_head_width
+            encoder,
+            width=width,
+            depth=usual[1] if decoder_depth is None else decoder_depth,
+            num_heads=max(1, heads_held) if decoder_heads is None else decoder_heads,
+            head_width=decoder_head_width,
         )
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Draws:

@@ -27,15 +27,17 @@ class PretextTask(nn.Module, ABC):
 
     A step is `loss = task(signal, task.draw(batch_size, generator))`. Randomness is kept apart from the computation so
     that it can be drawn once for a global batch and sliced; what a loss needs of the other workers' records comes
-    through models.workers. The step is then the same on one worker or many.
+    through models.across_workers. The step is then the same on one worker or many.
 
     Attributes:
         needs: what the encoder must give.
+        least_batch: records without which a step teaches nothing.
         num_views: V, how many crops of each record a step sees, each with augmentations of its own.
         encoder: what is kept after pre-training.
     """
 
     needs: ClassVar[frozenset[Gift]] = frozenset({"vector"})
+    least_batch: ClassVar[int] = 1
     num_views: ClassVar[int] = 1
     encoder: Encoder
 

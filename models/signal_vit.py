@@ -41,8 +41,9 @@ SIGNAL_SIZES: dict[str, tuple[int, int, int]] = {
 class SignalViT(PatchEncoder):
     """A transformer over all patches of all leads, each of one lead, and a class token.
 
-    Positions are fixed while pre-training, half of their width for the column and half for the row, and zero for the
-    class token, which only helps the others: the embedding is the norm of the mean over the patches' tokens.
+    Positions are fixed while pre-training (a classifier trains them), half of their width for the column and half for
+    the row, and zero for the class token, which only helps the others: the embedding is the norm of the mean over the
+    patches' tokens.
     """
 
     num_own_tokens = 1

@@ -19,6 +19,7 @@ from models.projector import Projector
 class SimCLR(PretextTask):
     """Contrast the projected embeddings of two views of each record."""
 
+    least_batch: ClassVar[int] = 2
     num_views: ClassVar[int] = 2
 
     def __init__(self, *, encoder: Encoder, projector: Sequence[int], temperature: float) -> None:

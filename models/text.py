@@ -176,6 +176,8 @@ def _loaded(folder: str) -> tuple[Any, Any]:
         model, report = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **only_here)
         tokenizer = AutoTokenizer.from_pretrained(folder, **only_here)
         _check_nothing_is_made_up(tokenizer, report["missing_keys"])
+        if model.config.is_encoder_decoder:
+            raise ValueError("it is an encoder with a decoder; save the encoder alone")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

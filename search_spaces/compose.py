@@ -452,6 +452,9 @@ def _put_leaf(space: dict[str, Any], key: str, value: Any) -> None:
     if target not in written_leaves:
         space.pop(target, None)
     space.update(written_leaves)
+    options = written_leaves.get(target, {}).get("choice") if target in GROUP_CHOICES else None
+    if isinstance(options, list):
+        _narrow_conditions(space, target, options)
 
 
 def _put_value(
@@ -541,6 +544,8 @@ def _options(key: str, leaf: Any, chosen: str, line: Line) -> dict[str, dict[str
         tree = _plain(config)
         _resolve_paths(tree)
         subtrees[name] = dotted(tree)[key]
+        if twin := next((other for other in subtrees if other != name and subtrees[other] == subtrees[name]), None):
+            raise ChoiceError(f"space.{key}: with what is typed {twin} and {name} are the same; leave one of them out")
     return subtrees
 
 

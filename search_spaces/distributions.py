@@ -29,7 +29,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 from pydantic import ValidationError
 
-from search_spaces.encoders import encoders_that_give
+from search_spaces.fitting import encoders_that_give
 from search_spaces.schema import ChoiceError, Launch, dotted, problems, unknown_key
 from trainables.components import ComponentError, MisfitError, check_components, check_model, nearest
 from trainables.settings import Run
@@ -38,7 +38,7 @@ KINDS = ("uniform", "log_uniform", "int_uniform", "log_int", "choice")
 BESIDE = ("step", "when")
 GROUP_CHOICES = {"model": "model", "model.encoder": "encoder", "task": "task"}
 """Keys at which a space may choose among a group's options. All trials of a study share their data, prepared once."""
-OF_THE_MODEL = ("model", "data", "task.finetune.pool", "task.finetune.mask_")
+OF_THE_MODEL = ("model", "data", "task.pretrain.batch_size", "task.finetune.pool", "task.finetune.mask_")
 """How the keys begin that decide whether a model can be built."""
 TWO_DECADES = 100.0
 STUDY_WIDE = (
@@ -127,7 +127,8 @@ class Space:
         """The choices of the first trials, encoded: the run's own values, then each other option of a searched group.
 
         A sampler may never meet an option, or never return to one that it has met at unlucky values; so each is tried
-        once with its own defaults, where they lie in the ranges searched.
+        once with its own keys' defaults, where they lie in the ranges searched. What is the task's stays as the run has
+        it.
         """
         points = [self.defaults(tree)]
         for leaf in self.leaves:
@@ -442,10 +443,17 @@ def _grid_values(leaf: Leaf) -> list[Any]:
 
 def default_of(key: str, tree: Mapping[str, Any]) -> Any:
     """The run's own value of a searched key; of a group, the option whose subtree the run holds."""
-    own = dotted(tree)[key]
-    if key in tree.get("options", {}):
-        return next((name for name, subtree in tree["options"][key].items() if subtree == own), None)
-    return own
+    own, options = dotted(tree)[key], tree.get("options", {})
+    if key not in options:
+        return own
+    inner = [other.removeprefix(f"{key}.") for other in options if other.startswith(f"{key}.")]  # searched by itself
+    return next(
+        (name for name, subtree in options[key].items() if _without(subtree, inner) == _without(own, inner)), None
+    )
+
+
+def _without(subtree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in subtree.items() if key not in keys}
 
 
 def apply(
@@ -465,7 +473,7 @@ def apply(
     for key in sorted((key for key in values if key in options), key=len):  # a model before the encoder within it
         put(changed, key, copy.deepcopy(options[key][values[key]]))
     for key in [key for key in values if key not in options]:
-        known = dotted(changed)
+        known = dotted({name: changed[name] for name in Run.model_fields if name in changed})
         if key not in known:
             raise ChoiceError(f"space.{key}: {unknown_key(key, known)}")
         put(changed, key, copy.deepcopy(values[key]))

@@ -257,7 +257,9 @@ def with_made_up_encoder(run: Run, folder: Path) -> Run:
     shapes = {name: tensor.shape for name, tensor in fresh_encoder(run).state_dict().items()}
     weights = {f"encoder.{name}": torch.rand(shapes[name], generator=generator) * 0.1 for name in sorted(shapes)}
     write_tensors(folder / WEIGHTS, weights, {})
-    describe(folder, {"contract": run.data.model_dump(mode="json")})
+    plain = run.task.model_copy(update={"finetune": run.task.finetune.model_copy(update={"pool": "encoder"})})
+    of_run = run.model_copy(update={"task": plain}).model_dump(mode="json", by_alias=True)
+    describe(folder, {"contract": run.data.model_dump(mode="json"), "run": of_run})
     return run.model_copy(update={"task": run.task.model_copy(update={"encoder": str(folder)})})
 
 

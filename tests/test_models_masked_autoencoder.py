@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.encoder import LEADS
-from models.masked_autoencoder import NARROW_DECODER, MaskedAutoencoder
+from models.masked_autoencoder import MaskedAutoencoder
 from models.masking import take
 from models.mlae import MLAEEncoder
 from models.mtae import MTAEEncoder
@@ -20,7 +20,6 @@ PAPER_TASK = {
     "norm_pix_loss": True,
     "loss_on": "hidden",
     "ncc_weight": 0.0,
-    "decoder": (256, 4, 4),
     "decoder_width": None,
     "decoder_depth": None,
     "decoder_heads": None,
@@ -257,13 +256,12 @@ def widths_of(decoder):
 @pytest.mark.parametrize(
     ("size", "changes", "expected"),
     [
-        ("laptop", {}, NARROW_DECODER),
-        ("laptop", {"decoder": (128, 2, 2)}, (128, 2, 2)),  # half as wide as the decoder
-        ("laptop", {"decoder": (192, 2, 2)}, NARROW_DECODER),  # a third
-        ("laptop", {"decoder_width": 128}, (128, 1, 1)),
+        ("laptop", {}, (64, 1, 1)),
+        ("laptop", {"decoder_width": 128}, (128, 1, 2)),
+        ("laptop", {"decoder_head_width": 32}, (64, 1, 2)),
         ("laptop", {"decoder_depth": 3, "decoder_heads": 2}, (64, 3, 2)),
         ("tiny", {}, (256, 4, 4)),
-        ("tiny", {"decoder": (256, 2, 8)}, (256, 2, 8)),
+        ("tiny", {"decoder_depth": 2, "decoder_head_width": 32}, (256, 2, 8)),  # the signal MAE's
         ("tiny", {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 1}, (64, 1, 1)),
         ("small", {"decoder_heads": 2}, (256, 4, 2)),
     ],

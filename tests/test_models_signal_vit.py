@@ -20,9 +20,8 @@ def signal_mae(size, **changes):
             norm_pix_loss=False,
             loss_on="all",
             ncc_weight=0.1,
-            decoder=(256, 2, 8),
             decoder_width=None,
-            decoder_depth=None,
+            decoder_depth=2,
             decoder_heads=None,
             decoder_head_width=32,
         )

@@ -22,7 +22,6 @@ PAPER_TASK = {
     "norm_pix_loss": True,
     "loss_on": "hidden",
     "ncc_weight": 0.0,
-    "decoder": (256, 4, 4),
     "decoder_width": None,
     "decoder_depth": None,
     "decoder_heads": None,

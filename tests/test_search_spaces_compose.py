@@ -662,3 +662,25 @@ def test_a_mutated_search_file_is_composed_or_refused_in_one_line(tmp_path, seed
         outcomes.append(outcome(lambda arguments=arguments: composed_and_checked(arguments)))
     assert count / 25 < outcomes.count("accepted") < count / 2
     assert len(set(outcomes)) > count / 5
+
+
+def test_options_that_what_is_typed_makes_the_same_are_refused():
+    told = refusal("search=methods_ptbxl", "encoder=vit1d", "model=st_mem,mtae")
+    assert told == "space.model: with what is typed st_mem and mtae are the same; leave one of them out"
+
+
+def test_methods_and_encoders_may_be_searched_together():
+    typed = ["search=methods_ptbxl", "model=simclr,jepa", "encoder=vit1d,st_mem"]
+    tree = compose_choices(typed).tree
+    points = parse(tree["space"]).first_points(tree, tree["options"])
+    assert [(point["model"], point["model.encoder"]) for point in points] == [
+        ("simclr", "vit1d"),
+        ("jepa", "vit1d"),
+        ("simclr", "st_mem"),
+    ]
+
+
+def test_a_choice_typed_into_the_space_narrows_the_conditions_too():
+    space = compose_choices(["search=methods_ptbxl", "space.model=[st_mem,simclr]"]).tree["space"]
+    assert space["model.mask_ratio"]["when"] == {"model": ["st_mem"]}
+    assert "model.momentum_start" not in space

@@ -103,3 +103,17 @@ def test_gpus_of_this_machine_limit_how_many_trials_run_at_a_time(cost_of, monke
     halves = launch.cluster.model_copy(update={"gpus_per_worker": 0.5})
     assert estimate_module._at_a_time(halves) == 4
     assert estimate_module._at_a_time(launch.cluster.model_copy(update={"gpus_per_worker": 0})) == 4
+
+
+def test_two_views_are_timed_as_two(monkeypatch, folder):
+    shapes = []
+    monkeypatch.setattr(estimate_module, "_seconds", lambda *_, num_views=1: shapes.append(num_views) or 1.0)
+    typed = ["search=simclr_ptbxl", *SMALL, f"data.root={folder}", "task=pretrain"]
+    estimate(checked(compose_choices(typed).tree))
+    assert shapes == [2]
+
+
+def test_every_method_can_be_timed(folder):
+    for search in ("simclr", "jepa", "meclip", "clocs"):
+        typed = [f"search={search}_ptbxl", *SMALL, f"data.root={folder}", "task.pretrain.batch_size=4", "task=pretrain"]
+        assert estimate(checked(compose_choices(typed).tree)).trial_seconds > 0

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from trainables.collapse import EFFECTIVE_RANK, FEATURE_STD, MEAN_COSINE, CollapsedError, refuse_collapsed, spread
-from trainables.pretrain import enter_pretrain, pretrain
 from trainables.settings import Collapse
-from trainables.state import SavedState, TrainState
+from trainables.state import SavedState
 from trainables.trial import Assignment, epochs
 from trainables.workers import Workers
 
@@ -58,47 +57,60 @@ def test_neither_the_scale_nor_the_order_matters(embeddings):
 
 def test_what_lies_below_its_least_is_named_with_the_key(embeddings):
     metrics = spread(embeddings)
-    refuse_collapsed(metrics, NEVER)
-    refuse_collapsed({}, Collapse(min_feature_std=1.0, min_effective_rank=99.0))  # before the first epoch
+    refuse_collapsed(metrics, NEVER, num_records=40)
     with pytest.raises(CollapsedError, match=r"val/effective_rank is 5\.\d+, below task.collapse.min_effective_rank=7"):
-        refuse_collapsed(metrics, Collapse(min_feature_std=0.01, min_effective_rank=7.0))
+        refuse_collapsed(metrics, Collapse(min_feature_std=0.01, min_effective_rank=7.0), num_records=40)
     with pytest.raises(CollapsedError, match="below task.collapse.min_feature_std=0.9"):
-        refuse_collapsed(metrics, Collapse(min_feature_std=0.9, min_effective_rank=None))
+        refuse_collapsed(metrics, Collapse(min_feature_std=0.9, min_effective_rank=None), num_records=40)
+
+
+def test_the_rank_of_a_few_records_tells_nothing():
+    few = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    strict = Collapse(min_feature_std=0.01, min_effective_rank=2.5)
+    assert spread(few)[EFFECTIVE_RANK] < 2.5
+    refuse_collapsed(spread(few), strict, num_records=3)
+    with pytest.raises(CollapsedError):
+        refuse_collapsed(spread(few), strict, num_records=300)
+
+
+@pytest.mark.parametrize("number", [16, 100])
+def test_random_embeddings_of_enough_records_are_far_from_collapsed(number):
+    found = spread(torch.randn(number, 64, generator=torch.Generator().manual_seed(0)))
+    assert found[EFFECTIVE_RANK] > 10
 
 
 @pytest.fixture
 def strict(compose_run):
-    """A run whose encoder counts as collapsed whatever it does."""
-    return compose_run("task.collapse.min_effective_rank=1000")
+    """Composes runs whose encoder counts as collapsed after any epoch."""
+    return lambda *typed: compose_run("task.collapse.min_feature_std=2", *typed)
 
 
-def test_a_collapsed_trial_reports_its_epoch_and_then_says_why_it_ends(strict, tiny_store, tmp_path):
+def results_of(run, store, folder):
     assignment = Assignment(
         number=0,
-        run=strict,
-        folder=tmp_path,
-        store=tiny_store.path,
+        run=run,
+        folder=folder,
+        store=store.path,
         metric="val/auroc",
         maximize=True,
         num_gpus=0,
         cpus_per_worker=1,
     )
-    first, second = list(epochs(assignment, Workers()))
-    assert (first["reason"], first["finished"]) == (None, False)
-    assert first["metrics"].keys() >= {"val/auroc", FEATURE_STD, EFFECTIVE_RANK, MEAN_COSINE}
-    assert second["finished"]
-    assert second["metrics"] == {}
-    assert second["reason"].startswith("collapsed: val/effective_rank is ")
-    (again,) = list(epochs(assignment, Workers()))  # resumed, it ends at once for the same reason
-    assert again["reason"] == second["reason"]
+    return list(epochs(assignment, Workers()))
 
 
-def test_a_stage_that_collapses_in_its_last_epoch_is_not_fine_tuned(compose_run, tiny_recordings, tmp_path):
-    run = compose_run("task.collapse.min_effective_rank=1000", "task.pretrain.num_epochs=1")
-    state = TrainState("val/auroc", maximize=True)
-    enter_pretrain(run, state, Workers())
-    stage = pretrain(run, state, tiny_recordings, Workers())
-    next(stage)
-    with pytest.raises(CollapsedError):
-        next(stage)
+@pytest.mark.parametrize("stages", ["joint", "pretrain"])
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_a_collapsed_trial_reports_its_epoch_and_why_it_ends(strict, tiny_store, tmp_path, stages, num_epochs):
+    run = strict(f"task.stages={stages}", f"task.pretrain.num_epochs={num_epochs}")
+    (result,) = results_of(run, tiny_store, tmp_path)
+    assert (result["epoch"], result["stage"], result["finished"]) == (1, "pretrain", True)
+    assert result["metrics"].keys() >= {"val/auroc", FEATURE_STD, EFFECTIVE_RANK, MEAN_COSINE}
+    assert result["reason"].startswith("collapsed: val/feature_std is ")
+    assert result["value"] is None  # what has collapsed is not worth keeping
     assert SavedState.load(tmp_path) is None
+
+
+def test_a_healthy_trial_says_nothing_of_it(compose_run, tiny_store, tmp_path):
+    results = results_of(compose_run("task.stages=pretrain"), tiny_store, tmp_path)
+    assert [result["reason"] for result in results] == [None, None]

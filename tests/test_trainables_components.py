@@ -233,3 +233,23 @@ def test_a_transform_that_takes_the_runs_signals_is_accepted_without_touching_th
 
 def test_a_component_of_the_configuration_keeps_its_target_and_its_keys_apart():
     assert component("a.b.C", x=1).arguments == {"x": 1}
+
+
+def test_a_transform_that_is_told_another_rate_than_the_data_has_is_refused():
+    powerline = "_target_: data.transforms.PowerlineNoise, amplitude: 0.1, frequency_hz: 20, num_harmonics: 1"
+    check_components(run_of(f"model.transforms=[{{{powerline}, sampling_rate_hz: 100}}]"))
+    told = message(check_components, run_of(f"model.transforms=[{{{powerline}, sampling_rate_hz: 250}}]"))
+    assert told.startswith("model.transforms.0.sampling_rate_hz: must be that of the data, 100, got 250")
+
+
+def test_what_holds_records_against_each_other_needs_two_in_a_batch():
+    for model in ("simclr", "byol", "clocs", "meclip"):
+        told = message(check_model, run_of("space=none", f"model={model}", "task.pretrain.batch_size=1"))
+        assert told.startswith("task.pretrain.batch_size: ")
+    check_model(run_of("task.pretrain.batch_size=1"))
+
+
+def test_jepa_needs_time_to_hide():
+    run = run_of("space=none", "model=jepa", "encoder=st_mem", "model.encoder.patch_duration_s=9.0")
+    with pytest.raises(ValueError, match="must hold two patches of each lead"):
+        check_model(run)

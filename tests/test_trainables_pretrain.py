@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from data.record import DataError
+from data.transforms import standardize
 from models.classifier import Classifier
 from trainables.predict import validate
 from trainables.pretrain import (
@@ -171,6 +172,56 @@ def test_records_of_one_report_or_of_the_same_codes_share_a_number(compose_run, 
     assert equal_pairs(found["same_codes"].tolist()) == equal_pairs(codes)
 
 
+class WithCodes:
+    """A store whose records have other codes."""
+
+    def __init__(self, store, codes):
+        self._store, self.index = store, store.index.assign(codes=codes)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+def test_codes_have_no_order_and_records_without_any_share_nothing(compose_run, tiny_recordings):
+    rows = tiny_recordings.split.pretrain
+    codes = [["A", "B"], ["B", "A"], [], []] * len(tiny_recordings.store.index)
+    some = WithCodes(tiny_recordings.store, codes[: len(tiny_recordings.store.index)])
+    pretext = build_pretext(compose_run("model=meclip"))
+    found = facts_of(pretext, dataclasses.replace(tiny_recordings, store=some), rows)["same_codes"].tolist()
+    numbers = [number for row, number in zip(rows, found, strict=True) if row % 4 < 2]
+    assert len(set(numbers)) == 1
+    others = [number for row, number in zip(rows, found, strict=True) if row % 4 >= 2]
+    assert len(set(others)) == len(others)
+
+
+def test_each_record_is_told_its_own_report_and_codes(compose_run, tiny_recordings):
+    """Whatever the order of an epoch: facts are matched with the signal that they came with."""
+    run = compose_run("model=meclip", "task=pretrain", "model.transforms=[]", "task.pretrain.num_epochs=1")
+    state, seen = entered(run), []
+    forward = state.model.forward
+    state.model.forward = lambda signal, draws, **told: seen.append((signal, told)) or forward(signal, draws, **told)
+    list(pretrain(run, state, tiny_recordings, ALONE))
+    store, rows = tiny_recordings.store, tiny_recordings.split.pretrain
+    facts = facts_of(state.model, tiny_recordings, rows)
+    for signal, told in seen:
+        for place, crop in enumerate(signal):
+            position = position_of(crop, store, rows, run)
+            for name, fact in facts.items():
+                assert torch.equal(told[name][place], fact[position]), name
+
+
+def position_of(crop, store, rows, run):
+    """Which of `rows` a crop was cut out of."""
+    length = crop.shape[-1]
+    for position, row in enumerate(rows):
+        record = torch.from_numpy(store.record(row).astype("float32") * store.mv_per_unit)
+        windows = record.unfold(1, length, 1).transpose(0, 1)  # (starts, C, length)
+        windows = standardize(windows, run.data.standardize)
+        if (windows - crop).abs().amax(dim=(1, 2)).min() < 1e-4:
+            return position
+    raise AssertionError("the crop is of none of the records")
+
+
 class WithReports:
     """A store some of whose records have a report."""
 
@@ -194,13 +245,31 @@ def test_records_without_a_report_are_left_out_where_reports_are_read_alone(comp
         rows_of(build_pretext(compose_run("model=meclip")), none)
 
 
-def test_views_are_crops_and_augmentations_of_their_own(compose_run, tiny_recordings):
-    run = compose_run("model=simclr", "task=pretrain", "model.transforms=[]", "task.pretrain.num_epochs=1")
-    state = entered(run)
-    seen = []
+def views_of(run, recordings):
+    """All views that an epoch of SimCLR sees, (n, 2, C, T)."""
+    state, seen = entered(run), []
     forward = state.model.forward
     state.model.forward = lambda signal, draws, **told: seen.append(signal) or forward(signal, draws, **told)
-    list(pretrain(run, state, tiny_recordings, ALONE))
-    assert {views.shape[1:] for views in seen} == {(2, 2, 120)}
-    first, second = torch.cat(seen).unbind(1)
-    assert not torch.equal(first, second)  # other crops
+    list(pretrain(run, state, recordings, ALONE))
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["model.transforms=[]"],  # other crops
+        ["data.window_s=10.0", "model.transforms=[{_target_: data.transforms.Jitter, mode: additive, std: 0.1}]"],
+    ],
+    ids=["crops", "augmentations"],
+)
+def test_views_are_crops_and_augmentations_of_their_own(compose_run, tiny_recordings, typed):
+    run = compose_run("model=simclr", "task=pretrain", "task.pretrain.num_epochs=1", *typed)
+    views = views_of(run, tiny_recordings)
+    assert views.shape[1:] == (2, 2, run.data.window_samples)
+    assert (views[:, 0] != views[:, 1]).any(dim=(1, 2)).float().mean() > 0.9
+
+
+def test_whole_records_without_augmentation_have_equal_views(compose_run, tiny_recordings):
+    typed = ["model.transforms=[]", "data.window_s=10.0", "task.pretrain.num_epochs=1"]
+    views = views_of(compose_run("model=simclr", "task=pretrain", *typed), tiny_recordings)
+    assert torch.equal(views[:, 0], views[:, 1])

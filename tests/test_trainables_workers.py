@@ -28,6 +28,11 @@ CASES = {
     "linprobe": [*PLAIN, *SHORT, "task.finetune.mode=linprobe", "task.finetune.optimizer.name=adamw"]
     + ["task.finetune.batch_size=9"],
     "probe": [*PLAIN, "task.stages=pretrain", "task.pretrain.num_epochs=1"],
+    # views, facts, batch norm, gathered negatives, networks that follow
+    "byol": [*PLAIN, "model=byol", "task.stages=pretrain", "task.pretrain.num_epochs=1", "task.pretrain.lr=0.01"]
+    + ["task.pretrain.batch_size=7", "task.pretrain.accumulation_steps=2"],
+    "meclip": [*PLAIN, "model=meclip", "task.stages=pretrain", "task.pretrain.num_epochs=1", "task.pretrain.lr=0.01"]
+    + ["task.pretrain.batch_size=7"],
 }
 
 
@@ -104,7 +109,8 @@ def test_two_workers_take_the_steps_of_one(runs, pair, tiny_store, case):
         for ours, theirs in zip(found["metrics"], alone["metrics"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
         torch.testing.assert_close(found["weights"], dict(alone["weights"]), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found["best"], alone["best"], rtol=1e-4, atol=1e-4)
+        # a probe's head is an optimum: it follows embeddings that differ by rounding, and by more than these
+        torch.testing.assert_close(found["best"], alone["best"], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("case", CASES)

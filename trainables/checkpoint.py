@@ -284,7 +284,9 @@ def load_encoder_weights(encoder: torch.nn.Module, folder: Path) -> None:
         DataError: if their names or shapes differ, with the first difference named.
     """
     tensors, _ = read_tensors(folder / WEIGHTS)
-    inside = "encoder.encoder." if any(name.startswith("encoder.encoder.") for name in tensors) else "encoder."
+    task = read_description(folder)["run"]["task"]
+    with_pool = task["stages"] != "pretrain" and task["finetune"]["pool"] == "attention"
+    inside = "encoder.encoder." if with_pool else "encoder."
     weights = {name.removeprefix(inside): tensor for name, tensor in tensors.items() if name.startswith(inside)}
     if difference := _difference(encoder, weights):
         raise DataError(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from trainables.settings import Collapse
 
+TELLING_RECORDS = 16
+"""Records of which random embeddings have an effective rank of 10 and more."""
 FEATURE_STD, EFFECTIVE_RANK, MEAN_COSINE = "val/feature_std", "val/effective_rank", "val/mean_cosine"
 
 
@@ -51,12 +53,18 @@ def spread(embeddings: Tensor) -> dict[str, float]:
     }
 
 
-def refuse_collapsed(metrics: Mapping[str, float], settings: Collapse) -> None:
-    """Say that an encoder has collapsed, by the metrics of its last epoch; there are none before the first.
+def refuse_collapsed(metrics: Mapping[str, float], settings: Collapse, *, num_records: int) -> None:
+    """Say that an encoder has collapsed, by what `spread` measured.
+
+    Args:
+        metrics: of an epoch.
+        settings: the least that they must be.
+        num_records: n, of the embeddings; a few span few directions whatever the encoder, so their rank tells nothing.
 
     Raises:
         CollapsedError: with the measure and the least that it must have.
     """
-    for name, least in ((FEATURE_STD, settings.min_feature_std), (EFFECTIVE_RANK, settings.min_effective_rank)):
-        if metrics and least is not None and metrics[name] < least:
+    rank = settings.min_effective_rank if num_records >= TELLING_RECORDS else None
+    for name, least in ((FEATURE_STD, settings.min_feature_std), (EFFECTIVE_RANK, rank)):
+        if least is not None and metrics[name] < least:
             raise CollapsedError(f"{name} is {metrics[name]:.3g}, below task.collapse.min_{name[4:]}={least:g}")

@@ -71,6 +71,8 @@ _PLAIN = {
     "list_type": "must be a list such as [A,B]",
     "tuple_type": "must be a list such as [A,B]",
     "sequence_str": "must be a list such as [A,B]",
+    "missing": "must hold more values",
+    "is_instance_of": "must be a list such as [A,B]",
     "dict_type": "must hold keys of its own",
     "model_type": "must hold keys of its own",
 }
@@ -274,12 +276,22 @@ def check_model(run: Run) -> None:
         with torch.random.fork_rng(devices=[]), _unfilled():
             encoder = build_encoder(run)
             if run.model.target is not None:
-                build_pretext_on(run.model, encoder)
+                _check_batch(build_pretext_on(run.model, encoder), run)
             if run.task.stages != "pretrain":
                 _check_classifier(run, encoder)
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ComponentError(f"model: {run.model.target} cannot be built with its keys: {reason}") from error
+
+
+def _check_batch(pretext: PretextTask, run: Run) -> None:
+    """Refuse batches from which the task can learn nothing."""
+    size = run.task.pretrain.batch_size
+    if run.task.num_pretrain_epochs and size < pretext.least_batch:
+        raise ComponentError(
+            f"task.pretrain.batch_size: {type(pretext).__name__} holds records against each other, so it must be at "
+            f"least {pretext.least_batch}, got {size}"
+        )
 
 
 def _check_classifier(run: Run, encoder: Encoder) -> None:
@@ -290,7 +302,7 @@ def _check_classifier(run: Run, encoder: Encoder) -> None:
     if stage.pool == "attention" and "patches" not in encoder.gives:
         raise MisfitError(
             f"task.finetune.pool: attention needs an encoder that gives patches, {type(encoder).__name__} gives "
-            f"{' and '.join(sorted(encoder.gives))}",
+            f"{' and '.join(sorted(encoder.gives))}; type task.finetune.pool=encoder or",
             {"patches"},
         )
     ratios = {"mask_c_ratio": stage.mask_c_ratio, "mask_t_ratio": stage.mask_t_ratio}
@@ -339,6 +351,12 @@ def _check_applied(key: str, transform: Transform, data: Data) -> None:
     import torch  # only here: a run without transforms is checked without it
 
     shape = (1, len(data.leads), data.window_samples)
+    told = getattr(transform, "sampling_rate_hz", data.sampling_rate_hz)
+    if told != data.sampling_rate_hz:
+        raise ComponentError(
+            f"{key}.sampling_rate_hz: must be that of the data, {data.sampling_rate_hz:g}, got {told:g}; in a YAML "
+            "${data.sampling_rate_hz} is"
+        )
     try:
         # a generator of its own: the numbers of a run must not depend on whether it was checked
         transform.apply(torch.zeros(shape), transform.draw(shape, torch.Generator().manual_seed(0)))

@@ -62,7 +62,7 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
         kept in `state` with the probe as its head.
 
     Raises:
-        CollapsedError: after an epoch whose encoder no longer tells records apart.
+        CollapsedError: in the place of an epoch after which the encoder tells no records apart; `state` counts it.
         FloatingPointError: if a loss, a gradient or an embedding is not finite.
         DataError: if the task reads reports and no recording has one.
     """
@@ -97,7 +97,6 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
             yield Share(loss, len(batch.rows), batch.global_size)
 
     while state.stage_epoch < stage.num_epochs:
-        refuse_collapsed(last_of_stage(state), run.task.collapse)
         metrics = train_epoch(
             shares(state.stage_epoch),
             num_batches=batches.num_batches,
@@ -114,16 +113,10 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
         metrics |= validate(classifier, recordings, run.data, run.task, workers, embeddings=embeddings)
         metrics |= spread(middle_of(embeddings, pretext.encoder.width, workers))
         state.finish_epoch(metrics)
+        refuse_collapsed(metrics, run.task.collapse, num_records=len(valid))
         if run.task.stages == "pretrain":
             state.offer(metrics, classifier)
         yield metrics
-    refuse_collapsed(last_of_stage(state), run.task.collapse)
-
-
-def last_of_stage(state: TrainState) -> dict[str, float]:
-    """What the last epoch of pre-training reported; nothing before the first."""
-    metrics: dict[str, float] = state.history[-1]["metrics"] if state.history else {}
-    return metrics
 
 
 def rows_of(pretext: PretextTask, recordings: Recordings) -> NDArray[np.int64]:
@@ -154,7 +147,9 @@ def facts_of(pretext: PretextTask, recordings: Recordings, rows: NDArray[np.int6
         if name == "same_report":
             return _numbered([" ".join((report or "").casefold().split()) for report in store.reports(rows)])
         if name == "same_codes":
-            return _numbered(["\n".join(sorted(codes)) for codes in store.index["codes"].iloc[rows]])
+            codes = ["\n".join(sorted(codes)) for codes in store.index["codes"].iloc[rows]]
+            # without a code a record has no diagnosis that is known, so it shares none
+            return _numbered([found or f"no code {row}" for found, row in zip(codes, rows, strict=True)])
         assert name == "patients", name
         return _numbered(store.index["patient_id"].iloc[rows].tolist())
 

@@ -91,14 +91,16 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
             started = time.monotonic()
     except FloatingPointError as error:
         reason = f"non_finite: {error}"
-        yield result_of(state, time.monotonic() - started, finished=True, reason=reason)
-    except CollapsedError as error:
+        yield result_of(state, time.monotonic() - started, finished=True, reason=reason, whole=False)
+    except CollapsedError as error:  # of an epoch that was computed, and is not worth going on from
         yield result_of(state, time.monotonic() - started, finished=True, reason=f"collapsed: {error}")
 
 
-def result_of(state: TrainState, seconds: float, *, finished: bool, reason: str | None = None) -> dict[str, Any]:
-    """What a trial tells about its last epoch; without metrics where the epoch ended in `reason`."""
-    last = state.history[-1] if state.history and reason is None else {"stage": state.stage, "metrics": {}}
+def result_of(
+    state: TrainState, seconds: float, *, finished: bool, reason: str | None = None, whole: bool = True
+) -> dict[str, Any]:
+    """What a trial tells about its last epoch; without metrics where the epoch under way is not `whole`."""
+    last = state.history[-1] if state.history and whole else {"stage": state.stage, "metrics": {}}
     return {
         "epoch": state.epoch,
         "stage": last["stage"],

@@ -18,6 +18,6 @@ def encoders_that_give(needs: Collection[str]) -> list[str]:
 
 
 def _gives(path: Path) -> frozenset[str]:
-    encoder = resolve(yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"])
-    gives: frozenset[str] = encoder.gives  # type: ignore[attr-defined]
+    target = yaml.safe_load(path.read_text(encoding="utf-8")).get("_target_")
+    gives: frozenset[str] = getattr(resolve(target), "gives", frozenset()) if target else frozenset()
     return gives
