@@ -28,12 +28,11 @@ from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import Policy, exploit_epochs
 from search_spaces.schema import Launch
 from trainables import retention
+from trainables.failures import COUNTS, MAX_REASON, InterruptedTrial
 from trainables.files import write_atomically
 from trainables.settings import Run
-from trainables.state import LAST, best_path, copy_state, drop_state, read_place
+from trainables.state import LAST, best_path, copy_state, drop_state, read_place, write_attempt
 from trainables.study import StudyError, StudyFolder
-
-MAX_REASON = 500  # characters of a reason that are kept
 
 
 @dataclass
@@ -54,6 +53,9 @@ class TrialRecord:
         seconds: computed so far, of this trial's own time.
         reason: why it ended early.
         stopped: whether the policy has said so.
+        attempt: how often it was begun or gone on with.
+        failures: interruptions that count (trainables.failures).
+        interruptions: all of them.
         exploits: when it went on from another trial's weights (population-based training).
     """
 
@@ -70,6 +72,9 @@ class TrialRecord:
     seconds: float = 0.0
     reason: str | None = None
     stopped: bool = False
+    attempt: int = 1
+    failures: int = 0
+    interruptions: int = 0
     exploits: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -119,6 +124,7 @@ class Ledger:
         self._describe = describe
         self._maximize = launch.search.direction == "maximize"
         self._devices = launch.cluster.workers_per_trial
+        self._max_failures = launch.cluster.max_failures
         self._waiting: list[int] = []
         self._seconds_before = session_seconds(folder.read_events())
         self._opened = time.monotonic()
@@ -145,6 +151,16 @@ class Ledger:
     def num_ended(self) -> int:
         """Trials that ended for their own reason; an interrupted one will go on."""
         return sum(trial.state != "RUNNING" for trial in self.trials.values())
+
+    @property
+    def num_running(self) -> int:
+        """Trials that have been handed out and have neither ended nor been interrupted."""
+        return len(self.trials) - self.num_ended - len(self._waiting)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will be handed out any more, whatever happens to what runs."""
+        return self.num_ended >= self.num_trials or self.used_up is not None
 
     @property
     def best(self) -> TrialRecord | None:
@@ -178,7 +194,7 @@ class Ledger:
     # -------- what happens to a trial
 
     def next_trial(self) -> tuple[TrialRecord, Run] | None:
-        """The trial to start now: one that was interrupted, else a new one; None when the study has enough.
+        """The trial to start now: one that was interrupted, else a new one; None while the study has enough.
 
         Raises:
             StorageError: if it cannot be written down.
@@ -188,11 +204,13 @@ class Ledger:
                 trial = self.trials[self._waiting[0]]
                 self.folder.record("trial_resumed", trial=trial.number, epoch=trial.epoch)
                 self._waiting.pop(0)
+                trial.attempt += 1
             else:
                 self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self.trials))
                 trial = self._start(self._study.ask())
             run = self._feasible_run(trial)
             if run is not None:
+                write_attempt(self.folder.trial(trial.number), trial.attempt)
                 return trial, run
         return None
 
@@ -257,6 +275,7 @@ class Ledger:
             seconds=round(result["seconds"], 3),
             value=result["value"],
             best_epoch=result["best_epoch"],
+            nodes=sorted({held["node"] for held in result.get("holds", ())}),
         )
 
     def _take_in(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
@@ -354,6 +373,33 @@ class Ledger:
         trial.state, trial.reason = state, reason
         self._carry_out_end(trial)
         self._write_table()
+
+    def interrupt(self, number: int, interruption: InterruptedTrial) -> None:
+        """Take in that what a running trial ran on has failed: it is handed out again, unless that was once too often.
+
+        Raises:
+            StorageError: if it cannot be written down.
+        """
+        trial = self.trials[number]
+        if trial.state != "RUNNING" or number in self._waiting:
+            return
+        event = self.folder.record(
+            "trial_interrupted",
+            trial=number,
+            epoch=trial.epoch,
+            cause=interruption.cause,
+            reason=interruption.reason,
+            nodes=list(interruption.nodes),
+            counts=interruption.cause in COUNTS,
+        )
+        self._take_in_interruption(trial, event)
+        self._catch_up(trial)
+
+    def _take_in_interruption(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
+        trial.interruptions += 1
+        trial.failures += bool(event["counts"])
+        if event["counts"] and trial.failures > self._max_failures:
+            trial.reason = f"{event['cause']}, {trial.failures} times: {event['reason']}"[:MAX_REASON]
 
     def _carry_out_end(self, trial: TrialRecord) -> None:
         """What follows from `trial_ended`, in an order in which each step says that those before it are done."""
@@ -461,6 +507,10 @@ class Ledger:
             self._take_in(trial, event)
         elif kind == "exploit" and trial is not None:
             self._changed(trial, event)
+        elif kind == "trial_resumed" and trial is not None:
+            trial.attempt += 1
+        elif kind == "trial_interrupted" and trial is not None:
+            self._take_in_interruption(trial, event)
         elif kind == "trial_ended" and trial is not None:
             trial.state, trial.reason, trial.seconds = event["state"], event["reason"], event["seconds"]
 
@@ -471,6 +521,8 @@ class Ledger:
         run = self._feasible_run(trial)
         if run is not None:
             self._end_if_over(trial, finished=trial.epoch == run.task.num_epochs)
+        if trial.state == "RUNNING" and trial.reason is not None:  # interrupted once too often
+            self.end(trial.number, "FAIL", trial.reason)
         if trial.state == "RUNNING":
             self._waiting.append(trial.number)
 

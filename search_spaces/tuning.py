@@ -6,9 +6,13 @@ Tune's own state is scratch: it is never restored.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +28,20 @@ from ray.tune.search import Searcher
 
 from search_spaces.ledger import Ledger, TrialRecord
 from search_spaces.schema import Scheduler
+from search_spaces.sentinel import Sentinel
+from trainables.diagnosis import interruption_of, reason_of
+from trainables.failures import InterruptedTrial
+from trainables.files import writing_to
 from trainables.gang import GangTrial
+from trainables.nodes import is_alive, usable_nodes
 from trainables.settings import Cluster, Run
-from trainables.study import StudyError
+from trainables.study import StudyError, StudyFolder
 from trainables.trial import Assignment, Trial, resources_of
+
+logger = logging.getLogger(__name__)
+
+ASK_EVERY_S = 1.0
+"""How old what is known of the cluster's nodes may be."""
 
 OF_A_WORKER = ("data", "models", "reports", "search_spaces", "trainables")
 """What of the checkout travels to the nodes of a cluster: not the recordings and studies that may lie beside it."""
@@ -49,20 +63,33 @@ class Trouble:
 
 
 class LedgerSearcher(Searcher):
-    """Hands Tune the trials that the ledger hands out."""
+    """Hands Tune the trials that the ledger hands out, as many at a time as there is room for."""
 
-    def __init__(self, ledger: Ledger, trouble: Trouble, assign: Callable[[TrialRecord, Run], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        trouble: Trouble,
+        assign: Callable[[TrialRecord, Run], dict[str, Any]],
+        room: Callable[[], int],
+    ) -> None:
         super().__init__()
         self._ledger = ledger
         self._trouble = trouble
         self._assign = assign
+        self._room = room
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial's assignment; FINISHED when the study has enough."""
-        following = None
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's assignment; None for now; FINISHED when nothing will follow, whatever fails."""
+        following, finished = None, True
         with self._trouble.kept():
-            following = self._ledger.next_trial()
-        return Searcher.FINISHED if following is None else self._assign(*following)
+            finished = self._ledger.is_over
+            if not finished and self._ledger.num_running < self._room():
+                following = self._ledger.next_trial()
+                finished = following is None and self._ledger.is_over
+        if following is not None:
+            return self._assign(*following)
+        # what runs may yet be interrupted and come back, and Tune asks a finished searcher no more
+        return Searcher.FINISHED if finished else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the scheduler sees every result and every error, and the ledger is told there."""
@@ -81,26 +108,49 @@ class LedgerScheduler(FIFOScheduler):
     Trials never tell Tune that they are done: Tune would then skip the scheduler, and the books their last epoch.
     """
 
-    def __init__(self, ledger: Ledger, trouble: Trouble, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        trouble: Trouble,
+        on_change: Callable[[], None],
+        places: Places,
+        sentinel: Sentinel,
+    ) -> None:
         super().__init__()
         self._ledger = ledger
         self._trouble = trouble
         self._on_change = on_change
+        self._places = places
+        self._sentinel = sentinel
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Keep the trial off nodes that have proved unfit."""
+        trial.update_resources(self._places.resources())
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Stop or go on."""
-        goes_on = False
+        goes_on, number = False, trial.config["number"]
         with self._trouble.kept():
-            goes_on = self._ledger.report(trial.config["number"], unflattened(result))
+            self._sentinel.holds(number, result["holds"])
+            goes_on = self._ledger.report(number, unflattened(result))
+            if not goes_on:
+                self._sentinel.stopped(number, kept=self._places.reuses_processes)
             self._on_change()
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """A trial whose process failed is told FAIL, with the error's last line."""
+        """A trial that failed for its own reason is told FAIL; one whose machine or process failed is interrupted."""
         error = trial.get_pickled_error()
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        number = trial.config["number"]
         with self._trouble.kept():
-            self._ledger.end(trial.config["number"], "FAIL", lines[-1][:500])
+            interruption = interruption_of(error, alive=is_alive, nodes=self._sentinel.nodes_of(number))
+            self._sentinel.stopped(number)
+            if interruption is None:
+                self._ledger.end(number, "FAIL", reason_of(error))
+            else:
+                logger.warning("trial %d is interrupted: %s", number, interruption)
+                self._places.avoid(interruption)
+                self._ledger.interrupt(number, interruption)
             self._on_change()
 
 
@@ -115,9 +165,11 @@ class PopulationScheduler(LedgerScheduler):
         ledger: Ledger,
         trouble: Trouble,
         on_change: Callable[[], None],
+        places: Places,
+        sentinel: Sentinel,
         assign: Callable[[TrialRecord, Run], dict[str, Any]],
     ) -> None:
-        super().__init__(ledger, trouble, on_change)
+        super().__init__(ledger, trouble, on_change, places, sentinel)
         self._assign = assign
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
@@ -145,8 +197,8 @@ class PopulationScheduler(LedgerScheduler):
 
 
 def unflattened(result: dict[str, Any]) -> dict[str, Any]:
-    """Our part of what Tune passes on: it flattens `metrics` to `metrics/val/auroc`."""
-    keys = ("epoch", "stage", "seconds", "value", "best_epoch", "finished", "reason")
+    """What the books take of a result, as Tune passes it on: it flattens `metrics` to `metrics/val/auroc`."""
+    keys = ("epoch", "stage", "seconds", "value", "best_epoch", "finished", "reason", "holds")
     metrics = {key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")}
     return {**{key: result[key] for key in keys}, "metrics": metrics}
 
@@ -197,6 +249,63 @@ def concurrency(cluster: Cluster, nodes: Sequence[Mapping[str, float]], num_gpus
     return fitting if cluster.max_concurrent_trials == "auto" else min(fitting, cluster.max_concurrent_trials)
 
 
+class Places:
+    """Where trials may run, as the cluster is now: nodes come and go while a search runs.
+
+    Args:
+        cluster: what a trial needs.
+
+    Raises:
+        StudyError: if the cluster holds not even one trial now.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.avoided: set[str] = set()
+        nodes = list(usable_nodes().values())
+        self.num_gpus = cluster.gpus_of_worker(sum(node.get("GPU", 0.0) for node in nodes))
+        self._known = concurrency(cluster, nodes, self.num_gpus)
+        self._asked = time.monotonic()
+
+    @property
+    def reuses_processes(self) -> bool:
+        """Whether the next trial uses a stopped one's process; a gang would keep its workers' places until then."""
+        return self._cluster.workers_per_trial == 1
+
+    def room(self) -> int:
+        """How many trials may run at a time now."""
+        if time.monotonic() - self._asked > ASK_EVERY_S:
+            self._asked = time.monotonic()
+            known, self._known = self._known, self._count()
+            if known != self._known:
+                level = logging.WARNING if self._known < known else logging.INFO
+                logger.log(level, "the cluster now has room for %d trials at a time, before %d", self._known, known)
+        return self._known
+
+    def _count(self) -> int:
+        nodes = [resources for node, resources in usable_nodes().items() if node not in self.avoided]
+        try:
+            return concurrency(self._cluster, nodes, self.num_gpus)
+        except StudyError:  # until another one joins
+            return 0
+
+    def avoid(self, interruption: InterruptedTrial) -> None:
+        """Keep what follows off a node whose disk cannot be written, unless it is the only one.
+
+        It is avoided until the search ends; the same line again tries it anew.
+        """
+        if interruption.cause != "storage":
+            return
+        staying = usable_nodes().keys() - self.avoided - set(interruption.nodes)
+        if staying:
+            self.avoided |= set(interruption.nodes)
+            self._asked = -math.inf
+
+    def resources(self) -> tune.PlacementGroupFactory:
+        """What Tune reserves for the process of a trial that starts now."""
+        return resources_of(self._cluster, self.num_gpus, avoid=frozenset(self.avoided))
+
+
 def run_trials(
     ledger: Ledger,
     cluster: Cluster,
@@ -224,9 +333,7 @@ def run_trials(
         StudyError: if the cluster can never hold a trial.
         StorageError: if the study's folder can no longer be written.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_gpus = cluster.gpus_of_worker(sum(node.get("GPU", 0.0) for node in nodes))
-    at_a_time = concurrency(cluster, nodes, num_gpus)
+    places = Places(cluster)
     if trainable is None:
         trainable = Trial if cluster.workers_per_trial == 1 else GangTrial
 
@@ -238,41 +345,84 @@ def run_trials(
             store=store,
             metric=metric,
             maximize=maximize,
-            num_gpus=num_gpus,
+            num_gpus=places.num_gpus,
             cpus_per_worker=cluster.cpus_per_worker,
+            attempt=trial.attempt,
         )
-        return {**assignment.to_config(), "num_workers": cluster.workers_per_trial}
+        avoid = sorted(places.avoided)
+        return {**assignment.to_config(), "num_workers": cluster.workers_per_trial, "avoid_nodes": avoid}
 
-    trouble = Trouble()
-    following = LedgerScheduler(ledger, trouble, on_change)
+    trouble, sentinel = Trouble(), Sentinel(ledger.folder)
+    following, room = LedgerScheduler(ledger, trouble, on_change, places, sentinel), places.room
     if scheduler.name == "pbt":  # the whole population is started at once and takes turns on what the cluster has
-        following = PopulationScheduler(ledger, trouble, on_change, assign)
-        at_a_time = ledger.num_trials
-    scratch = ledger.folder.scratch
-    shutil.rmtree(scratch, ignore_errors=True)
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the events are our log
-    try:
+        following = PopulationScheduler(ledger, trouble, on_change, places, sentinel, assign)
+
+        def room() -> int:
+            return ledger.num_trials
+
+    with scratch_folder(ledger.folder) as scratch, environment_of_tune(), sentinel.watching():
         tune.run(
             trainable,
             name="tune",
             storage_path=str(scratch),
-            search_alg=LedgerSearcher(ledger, trouble, assign),
+            search_alg=LedgerSearcher(ledger, trouble, assign, room),
             scheduler=following,
             stop=StudyStopper(ledger, trouble),
             num_samples=-1,
-            max_concurrent_trials=at_a_time,
-            resources_per_trial=resources_of(cluster, num_gpus),
-            reuse_actors=True,
+            resources_per_trial=places.resources(),
+            reuse_actors=places.reuses_processes,
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
             trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:04d}-{trial.trial_id}",
+            max_failures=0,
             raise_on_failed_trial=False,
             verbose=0,
         )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     if trouble.error is not None:
         raise trouble.error
+
+
+@contextmanager
+def scratch_folder(study: StudyFolder) -> Iterator[Path]:
+    """A folder for Tune's own state, which is never restored: it holds pickles, so it is nobody else's to write to.
+
+    Its name follows from the study's, whose lock is held: what a killed driver left there is deleted.
+
+    Raises:
+        StorageError: if it cannot be made.
+    """
+    name = hashlib.sha256(str(study.path.resolve()).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"heartsweep-{os.getuid()}-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    with writing_to(folder):
+        folder.mkdir(mode=0o700)  # refuses what somebody else has put there
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+ENVIRONMENT_OF_TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the events are our log
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # how many there are is the searcher's to say
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "30",  # else a trial that hangs holds its place for ten minutes
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune starts a trial again itself, and nobody writes it down
+}
+
+
+@contextmanager
+def environment_of_tune() -> Iterator[None]:
+    """The variables by which alone Tune can be told some things; as before afterwards."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT_OF_TUNE}
+    os.environ.update(ENVIRONMENT_OF_TUNE)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -13,6 +13,7 @@ def cluster(**changes):
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",
         "max_concurrent_trials": "auto",
+        "max_failures": 3,
     }
     return Cluster(address=None, num_cpus=None, **(settings | changes))
 
@@ -56,5 +57,6 @@ def test_gpus_that_ray_cannot_give_are_refused(gpus):
 
 def test_metrics_come_back_under_their_own_names():
     ours = {"epoch": 2, "stage": "pretrain", "seconds": 1.0, "value": None, "best_epoch": None, "finished": False}
+    ours |= {"holds": [{"node": "n1"}]}
     flat = ours | {"reason": None, "metrics/val/auroc": 0.7, "metrics/train/loss": 1.0, "training_iteration": 2}
     assert unflattened(flat) == ours | {"reason": None, "metrics": {"val/auroc": 0.7, "train/loss": 1.0}}

@@ -272,6 +272,8 @@ class Cluster(Settings):
     cpus_per_worker: int = Field(ge=1)
     gpus_per_worker: float | Literal["auto"]
     max_concurrent_trials: int | Literal["auto"]
+    max_failures: int = Field(ge=0)
+    """How often a trial is tried again whose process died or whose disk was full; a machine that goes never counts."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -22,12 +22,14 @@ from trainables.files import (
     StorageError,
     read_metadata,
     read_tensors,
+    write_atomically,
     write_tensors,
     writing_to,
 )
 
 StageName = Literal["pretrain", "finetune"]
 LAST = "last.safetensors"
+ATTEMPT = "attempt"
 
 
 @dataclass
@@ -127,13 +129,40 @@ def read_place(folder: Path) -> dict[str, Any] | None:
     return _place_in(read_metadata(folder / LAST), folder / LAST)
 
 
+def read_attempt(folder: Path) -> int | None:
+    """Which attempt at a trial may save to its folder; None where the trial has ended.
+
+    Raises:
+        StorageError: if the file is there and cannot be read.
+    """
+    path = folder / ATTEMPT
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read ({error}): delete it and type the same line again") from error
+
+
+def write_attempt(folder: Path, attempt: int) -> None:
+    """Let this attempt at a trial save to its folder, and no earlier one.
+
+    Raises:
+        StorageError: on a full or read-only disk.
+    """
+    write_atomically(folder / ATTEMPT, str(attempt).encode())
+
+
 def drop_state(folder: Path) -> None:
     """Delete a trial's folder, the state first: what a crash leaves of it is then no state that lacks its weights.
+
+    The attempt goes before it, so that a process that was given up saves nothing any more.
 
     Raises:
         StorageError: if the state cannot be deleted; the rest is left behind where it cannot.
     """
     with writing_to(folder / LAST):
+        (folder / ATTEMPT).unlink(missing_ok=True)
         (folder / LAST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 

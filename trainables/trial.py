@@ -12,10 +12,14 @@ import torch
 from ray import tune
 
 from trainables.collapse import CollapsedError
+from trainables.diagnosis import interruption_in
+from trainables.failures import InterruptedTrial
+from trainables.files import StorageError
 from trainables.loops import train
+from trainables.nodes import draining_nodes, holding
 from trainables.recordings import open_recordings
 from trainables.settings import Cluster, Run
-from trainables.state import SavedState, TrainState
+from trainables.state import SavedState, TrainState, read_attempt
 from trainables.workers import Workers
 
 
@@ -32,6 +36,8 @@ class Assignment:
         maximize: whether more of it is better.
         num_gpus: of each worker.
         cpus_per_worker: threads of each worker.
+        attempt: which of the trial's attempts this is; None outside a search. Only the latest one, which the driver
+            writes to `folder`, may save: a process that the cluster has given up may still be computing.
     """
 
     number: int
@@ -42,6 +48,7 @@ class Assignment:
     maximize: bool
     num_gpus: float
     cpus_per_worker: int
+    attempt: int | None = None
 
     def to_config(self) -> dict[str, Any]:
         """As Tune's configuration of the trial."""
@@ -54,6 +61,7 @@ class Assignment:
             "maximize": self.maximize,
             "num_gpus": self.num_gpus,
             "cpus_per_worker": self.cpus_per_worker,
+            "attempt": self.attempt,
         }
 
     @classmethod
@@ -68,6 +76,7 @@ class Assignment:
             maximize=config["maximize"],
             num_gpus=config["num_gpus"],
             cpus_per_worker=config["cpus_per_worker"],
+            attempt=config["attempt"],
         )
 
 
@@ -77,6 +86,10 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
     Yields:
         A result: epoch, stage, metrics, seconds, value and best_epoch (the best that counts so far, or None),
         finished (no epoch follows) and reason (why it ended early, or None).
+
+    Raises:
+        InterruptedTrial: if another attempt at the trial has begun meanwhile.
+        StorageError: if the state cannot be read or saved.
     """
     torch.set_num_threads(assignment.cpus_per_worker)
     run = assignment.run
@@ -86,6 +99,7 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
         recordings = open_recordings(run, assignment.store)
         for _ in train(run, state, recordings, workers, saved=SavedState.load(assignment.folder)):
             if workers.rank == 0:
+                refuse_superseded(assignment)
                 state.save(assignment.folder)
             yield result_of(state, time.monotonic() - started, finished=state.epoch == run.task.num_epochs)
             started = time.monotonic()
@@ -94,6 +108,19 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
         yield result_of(state, time.monotonic() - started, finished=True, reason=reason, whole=False)
     except CollapsedError as error:  # of an epoch that was computed, and is not worth going on from
         yield result_of(state, time.monotonic() - started, finished=True, reason=f"collapsed: {error}")
+
+
+def refuse_superseded(assignment: Assignment) -> None:
+    """Raise unless this is the trial's latest attempt: a later one saves to the same folder, or the trial has ended.
+
+    Raises:
+        InterruptedTrial: if it is not.
+    """
+    if assignment.attempt is None:
+        return
+    latest = read_attempt(assignment.folder)
+    if latest != assignment.attempt:
+        raise InterruptedTrial("process_died", f"attempt {assignment.attempt} was given up, the latest is {latest}")
 
 
 def result_of(
@@ -145,6 +172,7 @@ class Trial(tune.Trainable):
         """Take on a trial."""
         self.assignment = Assignment.from_config(config)
         self.engine: Engine = self.start_engine(self.assignment)
+        self._holding = holding()
 
     def start_engine(self, assignment: Assignment) -> Engine:
         """Begin the trial's computation."""
@@ -157,19 +185,61 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch. Tune is never told that a trial is done: the scheduler stops what is finished."""
-        return self.engine.next_epoch()
+        """One epoch, with what the trial holds. Tune is never told that a trial is done: the scheduler stops it.
+
+        Raises:
+            InterruptedTrial: if the trial cannot go on here: its node is about to go, or its disk cannot be written.
+        """
+        refuse_draining(self.nodes())
+        try:
+            result = self.engine.next_epoch()
+        except StorageError as error:
+            raise interruption_in(error, self._holding["node"]) or error from error
+        return {**result, "holds": self.holds()}
+
+    def holds(self) -> list[dict[str, Any]]:
+        """What all processes of the trial hold (trainables.nodes)."""
+        return [self._holding]
+
+    def nodes(self) -> list[str]:
+        """Where the trial's processes run."""
+        return [held["node"] for held in self.holds()]
 
     def cleanup(self) -> None:
         """Give back what the trial holds."""
         self.engine.stop()
 
 
-def resources_of(cluster: Cluster, num_gpus: float) -> tune.PlacementGroupFactory:
-    """What Tune reserves for the process of one trial: the worker's own, or next to nothing beside a gang."""
-    if cluster.workers_per_trial > 1:
-        return tune.PlacementGroupFactory([{"CPU": 0.001}])
+def refuse_draining(nodes: list[str]) -> None:
+    """Raise if one of these nodes is about to go: between two epochs nothing is lost.
+
+    Raises:
+        InterruptedTrial: with the nodes that go.
+    """
+    if leaving := sorted(draining_nodes() & set(nodes)):
+        raise InterruptedTrial("node_draining", "the machine is about to go (drain notice)", tuple(leaving))
+
+
+def resources_of(
+    cluster: Cluster, num_gpus: float, *, avoid: frozenset[str] = frozenset()
+) -> tune.PlacementGroupFactory:
+    """What Tune reserves for the process of one trial: the worker's own, or next to nothing beside a gang.
+
+    Args:
+        cluster: what a worker needs.
+        num_gpus: of each worker.
+        avoid: nodes on which it must not lie.
+    """
     bundle = {"CPU": float(cluster.cpus_per_worker)}
     if num_gpus > 0:
         bundle["GPU"] = num_gpus
-    return tune.PlacementGroupFactory([bundle])
+    if cluster.workers_per_trial > 1:
+        bundle = {"CPU": 0.001}
+    if not avoid:
+        return tune.PlacementGroupFactory([bundle])
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[outside(avoid)])
+
+
+def outside(nodes: frozenset[str]) -> dict[str, str]:
+    """Ray's label selector of all nodes but these."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}

@@ -1,0 +1,67 @@
+"""What Ray says of the machines of a cluster, and what of them a process of a trial holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+import psutil
+import ray
+from ray.util import placement_group_table
+
+
+def holding(folder: str | None = None) -> dict[str, Any]:
+    """What this process holds for a trial, as plain values: what must be gone after the trial has stopped.
+
+    Args:
+        folder: of this process alone, deleted when the trial stops.
+    """
+    context = ray.get_runtime_context()
+    return {
+        "actor": context.get_actor_id(),
+        "node": context.get_node_id(),
+        "pid": os.getpid(),
+        "began": psutil.Process().create_time(),
+        "placement_group": context.get_placement_group_id(),
+        "folder": folder,
+    }
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to go, e.g. after a spot machine's notice.
+
+    Ray has no public function for it; its own Train asks in the same place.
+    """
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def usable_nodes() -> dict[str, dict[str, float]]:
+    """Resources of the nodes that live and stay, by node id."""
+    leaving = draining_nodes()
+    return {
+        node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving
+    }
+
+
+def is_alive(node: str) -> bool:
+    """Whether a node lives, as far as the cluster has noticed."""
+    return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+def hosts() -> dict[str, str]:
+    """The host name of each node that has ever been in the cluster, by node id."""
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+
+
+def living(actors: Collection[str]) -> set[str]:
+    """Those of these actors that have not ended, nor are known to be lost.
+
+    Asked of the cluster's own table: what Ray's public functions for it ask, the dashboard, may not run.
+    """
+    return {actor for actor in actors if ray._private.state.actors(actor).get("State", "DEAD") != "DEAD"}
+
+
+def placement_groups() -> set[str]:
+    """Ids of the placement groups of the cluster that hold something or wait to."""
+    return {name for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
