@@ -56,6 +56,7 @@ class TrialRecord:
         attempt: how often it was begun or gone on with.
         failures: interruptions that count (trainables.failures).
         interruptions: all of them.
+        lost_at: the epoch at which its machine was last lost without a notice.
         exploits: when it went on from another trial's weights (population-based training).
     """
 
@@ -75,6 +76,7 @@ class TrialRecord:
     attempt: int = 1
     failures: int = 0
     interruptions: int = 0
+    lost_at: int | None = None
     exploits: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -390,7 +392,8 @@ class Ledger:
             cause=interruption.cause,
             reason=interruption.reason,
             nodes=list(interruption.nodes),
-            counts=interruption.cause in COUNTS,
+            # a machine that goes is not the trial's doing, unless a trial takes one after the other down
+            counts=interruption.cause in COUNTS or (interruption.cause == "node_lost" and trial.lost_at == trial.epoch),
         )
         self._take_in_interruption(trial, event)
         self._catch_up(trial)
@@ -398,6 +401,8 @@ class Ledger:
     def _take_in_interruption(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
         trial.interruptions += 1
         trial.failures += bool(event["counts"])
+        if event["cause"] == "node_lost":
+            trial.lost_at = event["epoch"]
         if event["counts"] and trial.failures > self._max_failures:
             trial.reason = f"{event['cause']}, {trial.failures} times: {event['reason']}"[:MAX_REASON]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayError
 from ray.tune import CheckpointConfig, Stopper
 from ray.tune.experiment import Trial as TuneTrial
@@ -140,9 +140,9 @@ class LedgerScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         """A trial that failed for its own reason is told FAIL; one whose machine or process failed is interrupted."""
-        error = trial.get_pickled_error()
         number = trial.config["number"]
         with self._trouble.kept():
+            error = error_of(trial)
             interruption = interruption_of(error, alive=is_alive, nodes=self._sentinel.nodes_of(number))
             self._sentinel.stopped(number)
             if interruption is None:
@@ -152,6 +152,16 @@ class LedgerScheduler(FIFOScheduler):
                 self._places.avoid(interruption)
                 self._ledger.interrupt(number, interruption)
             self._on_change()
+
+
+def error_of(trial: TuneTrial) -> BaseException:
+    """What ended a trial. Tune hands it to nobody, but has just now written it to a file of this driver's session.
+
+    `Trial.get_pickled_error` looks for it where the file is copied to later.
+    """
+    with open(trial.pickled_error_file, "rb") as file:
+        error: BaseException = cloudpickle.load(file)
+    return error
 
 
 class PopulationScheduler(LedgerScheduler):

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,10 +29,11 @@ from search_spaces.ledger import Ledger, of_one_kind, session_seconds
 from search_spaces.schedulers import make_policy
 from search_spaces.schema import checked
 from trainables.checkpoint import read_description
+from trainables.failures import InterruptedTrial
 from trainables.files import StorageError, read_tensors
-from trainables.state import SavedState, TrainState
+from trainables.state import SavedState, TrainState, read_attempt
 from trainables.study import StudyError, StudyFolder
-from trainables.trial import result_of
+from trainables.trial import Assignment, refuse_superseded, result_of
 
 METRIC = "val/auroc"
 SHORT = ("task.pretrain.num_epochs=1", "task.finetune.num_epochs=3")
@@ -122,8 +124,11 @@ def open_ledger(path, launch):
     )
 
 
-def run_search(path, launch, *, at_a_time=1, order=None, num_results=math.inf):
-    """Open the books and run trials until there are enough, or `num_results` have come; return books and trainers."""
+def run_search(path, launch, *, at_a_time=1, order=None, num_results=math.inf, faults=None):
+    """Open the books and run trials until there are enough, or `num_results` have come; return books and trainers.
+
+    `faults` says of a trial's record what interrupts it now, if anything.
+    """
     ledger = open_ledger(path, launch)
     maximize = launch.search.direction == "maximize"
     running = {}
@@ -134,6 +139,13 @@ def run_search(path, launch, *, at_a_time=1, order=None, num_results=math.inf):
         if not running:
             break
         number = int(order.choice(sorted(running))) if order else min(running)
+        interruption = faults(ledger.trials[number]) if faults else None
+        if interruption is not None:
+            if interruption.cause == "node_lost":  # when the epoch was computed and saved, and not yet reported
+                running[number].epoch()
+            ledger.interrupt(number, interruption)
+            del running[number]
+            continue
         result = running[number].epoch()
         if result is None:
             ledger.end(number, "FAIL", "the process crashed")
@@ -330,6 +342,95 @@ def test_a_search_killed_at_every_eleventh_step_ends_as_the_unbroken_one(tmp_pat
         check(killed, launch, 5)
         assert outcome(killed) == unbroken, killed.name
         shutil.rmtree(killed)
+
+
+def faults(trial):
+    """Some lose their machine at the end of their second epoch, which one never saves; the process of another dies."""
+    if trial.epoch != 1:
+        return None
+    if trial.number == 2:
+        return InterruptedTrial("process_died", "it was killed", ("n1",))
+    if trial.number % 2:
+        return InterruptedTrial("node_lost", "the machine is gone", ("n2",))
+    return None
+
+
+def interruptions_of(path, number):
+    return [e["cause"] for e in events_of(path) if e["event"] == "trial_interrupted" and e["trial"] == number]
+
+
+FAILING = ("scheduler=fifo", "search.num_trials=5", "sampler.num_startup_trials=2", "cluster.max_failures=1")
+
+
+def test_interrupted_trials_go_on_and_one_that_is_interrupted_too_often_fails_alone(tmp_path):
+    launch = launch_of(*FAILING)
+    run_search(tmp_path, launch, at_a_time=2, order=np.random.default_rng(0), faults=faults)
+    check(tmp_path, launch, 5)
+    rows = outcome(tmp_path)
+    assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE", "FAIL", "FAIL", "FAIL"]
+    assert interruptions_of(tmp_path, 1) == ["node_lost"]  # once: the epoch that nobody reported was in its state
+    assert interruptions_of(tmp_path, 2) == ["process_died", "process_died"]
+    assert rows[2]["epochs"] == 1
+    assert rows[2]["reason"] == "process_died, 2 times: it was killed"
+    assert (
+        interruptions_of(tmp_path, 3) == ["node_lost"] * 3
+    )  # the first does not count, the others at the same epoch do
+    assert rows[3]["reason"] == "node_lost, 2 times: the machine is gone"
+
+
+def test_an_interrupted_search_killed_at_every_ninth_step_ends_as_the_unbroken_one(tmp_path):
+    launch = launch_of(*FAILING)
+    snapshots = Snapshots(tmp_path / "unbroken", tmp_path / "killed", wanted=range(0, 10_000, 9))
+    with snapshots.watching():
+        run_search(snapshots.path, launch, faults=faults)
+    unbroken = outcome(snapshots.path)
+    check(snapshots.path, launch, 5)
+    assert sum(event["event"] == "trial_interrupted" for event in events_of(snapshots.path)) > 3
+    for killed in snapshots.taken:
+        run_search(killed, launch, faults=faults)
+        check(killed, launch, 5)
+        assert outcome(killed) == unbroken, killed.name
+        shutil.rmtree(killed)
+
+
+def test_only_a_trials_latest_attempt_may_save_and_none_once_it_has_ended(tmp_path):
+    launch = launch_of("scheduler=fifo", "search.num_trials=2")
+    ledger, _ = run_search(tmp_path, launch, num_results=1)
+    folder = ledger.folder.trial(0)
+    assert read_attempt(folder) == 1
+    ledger.interrupt(0, InterruptedTrial("node_lost", "the machine is gone"))
+    trial, run = ledger.next_trial()
+    assert (trial.number, trial.attempt, read_attempt(folder)) == (0, 2, 2)
+    assignment = assignment_of(ledger, trial, run)
+    refuse_superseded(assignment)
+    with pytest.raises(InterruptedTrial, match="attempt 1 was given up, the latest is 2"):
+        refuse_superseded(replace(assignment, attempt=1))
+    ledger, _ = run_search(tmp_path, launch, num_results=0)  # another driver
+    trial, _ = ledger.next_trial()
+    assert trial.attempt == 3
+    ledger.end(0, "FAIL", "for the test")
+    with pytest.raises(InterruptedTrial, match="the latest is None"):
+        refuse_superseded(replace(assignment, attempt=3))
+    assert not folder.exists()
+
+
+def assignment_of(ledger, trial, run):
+    folder = ledger.folder.trial(trial.number)
+    return Assignment(trial.number, run, folder, folder, METRIC, True, 0, 1, trial.attempt)
+
+
+def test_a_trial_that_has_ended_or_waits_is_not_interrupted_again(tmp_path):
+    launch = launch_of("scheduler=fifo", "search.num_trials=2")
+    ledger, _ = run_search(tmp_path, launch, num_results=5)
+    assert [trial.state for trial in ledger.trials.values()] == ["COMPLETE", "RUNNING"]
+    lost = InterruptedTrial("node_lost", "the machine is gone")
+    before = len(events_of(tmp_path))
+    ledger.interrupt(0, lost)
+    assert len(events_of(tmp_path)) == before
+    ledger.interrupt(1, lost)
+    ledger.interrupt(1, lost)
+    assert len(events_of(tmp_path)) == before + 1
+    assert (ledger.num_running, ledger.is_over) == (0, False)
 
 
 def test_a_kill_at_any_step_leaves_every_trial_a_whole_state_or_none(tmp_path):

@@ -73,14 +73,16 @@ def interruption_of(
         nodes: where the trial ran.
     """
     nodes = tuple(nodes)
+    if isinstance(error, RayTaskError):  # first: what Ray raises is of its cause's class, too
+        return interruption_of(error.cause, alive=alive, nodes=nodes)
     if isinstance(error, InterruptedTrial):
         return error
-    if isinstance(error, RayTaskError):
-        return interruption_of(error.cause, alive=alive, nodes=nodes)
     if isinstance(error, RayActorError):
         if error.actor_init_failed:  # its constructor raised
             return None
-        gone = error.preempted or isinstance(error, ActorUnavailableError) or _says(error, OF_A_DEAD_NODE)
+        if error.preempted:
+            return InterruptedTrial("node_draining", _last_line(error), nodes)
+        gone = isinstance(error, ActorUnavailableError) or _says(error, OF_A_DEAD_NODE)
         lost = gone or not all(map(alive, nodes))
         return InterruptedTrial("node_lost" if lost else "process_died", _last_line(error), nodes)
     if isinstance(error, RayError):  # the worker crashed, memory ran out, an object was lost

@@ -2,8 +2,9 @@
 
 A trial is deterministic: an error of its own would come again, so it fails at once and the others go on. A machine, a
 process or a disk is another matter: the trial is interrupted and goes on from its last saved epoch. A machine that goes
-is nobody's fault and never counts; what may have been the trial's doing after all (its process died, a disk is full)
-counts, and is tried again `cluster.max_failures` times. What Ray says of a failure is read in trainables.diagnosis.
+is nobody's fault and does not count. What may have been the trial's doing after all does (its process died, a disk is
+full, machines are lost at one and the same epoch again and again), and is tried again `cluster.max_failures` times.
+What Ray says of a failure is read in trainables.diagnosis.
 """
 
 from __future__ import annotations
