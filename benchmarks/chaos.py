@@ -32,11 +32,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import optuna
 import pandas as pd
 import psutil
+from figures import Figure, parse_arguments, publish
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
