@@ -430,7 +430,7 @@ def leaks(study: Path) -> list[str]:
 @contextlib.contextmanager
 def machines(num_nodes: int) -> Iterator[Machines]:
     """A cluster with a token of its own, and its embedded store for the head's state."""
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+    with tempfile.TemporaryDirectory(prefix="chaos-nodes-") as folder:
         os.environ.update(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=secrets.token_hex(32),
@@ -502,7 +502,7 @@ def main() -> int:
         ("--seed", {"type": int, "default": 0, "help": "of the instants"}),
     )
     outcomes = []
-    with machines(3) as cluster, tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+    with machines(3) as cluster, tempfile.TemporaryDirectory(prefix="chaos-studies-") as folder:
         for name, (faults, typed, num_trials) in (SHORT if arguments.short else WHOLE).items():
             outcomes.append(
                 run(cluster, Path(folder) / name, faults, *typed, num_trials=num_trials, seed=arguments.seed)
