@@ -19,6 +19,7 @@ from reports import charts
 from reports.charts import Axis
 from reports.choices import METHODS
 from reports.folder import Study
+from reports.operation import operation
 
 MODELS = {
     "best": "Best trial",
@@ -83,6 +84,7 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
         curve_data=curve_data(study),
         trials=trial_rows(study),
         outcomes=outcomes(study),
+        operation=operation(study),
         compared=compared(metrics),
         repeatable=repeatable(study),
         workers=int(study.setting("cluster.workers_per_trial", 1) or 1),

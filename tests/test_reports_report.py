@@ -141,6 +141,17 @@ def change_json(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def test_the_page_says_how_the_study_ran(study_dir, page):
+    assert '<section id="operation"' not in page  # nothing is known of it
+    lost = {"event": "trial_interrupted", "trial": 1, "cause": "node_lost", "counts": False}
+    left = {"event": "released", "stops": 4, "gone": 9, "longest_s": 0.4, "left": ["actor <a1>"]}
+    with (study_dir / "events.jsonl").open("a") as file:
+        file.write("".join(f"{json.dumps(event)}\n" for event in (lost, left)))
+    told = section(rebuilt(study_dir)[1], "operation")
+    assert "a machine was lost" in told
+    assert "actor &lt;a1&gt;" in told
+
+
 def test_the_figures_agree_with_scikit_learn_on_the_saved_predictions(finished, metrics):
     saved = pd.read_parquet(finished / "report" / "predictions.parquet")
     test = saved[saved["split"] == "test"]
