@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import get_lock_file
 
 from trainables.files import storage_error
 
@@ -15,22 +20,67 @@ STUDY_NAME = "heartsweep"
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal file, with errors of the disk in one line."""
+    """Optuna's journal file, flushed to the disk once a step of the books, with errors of the disk in one line.
+
+    Optuna would flush every line: a trial that is asked for writes one a parameter. What a step wrote before a crash of
+    the machine is a beginning of it, as after a kill, and the books cope with any.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._step_is_open = False
+        self._written = False
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append operations and flush them to the disk.
+        """Append operations; outside a step, flush them to the disk.
 
         Raises:
             StorageError: on a full or read-only disk.
         """
+        lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
         try:
-            super().append_logs(logs)
+            self._write(lines.encode())
         except OSError as error:
             raise storage_error(error, Path(self._file_path)) from error
+        self._written = True
+        if not self._step_is_open:
+            self.flush()
+
+    def _write(self, lines: bytes) -> None:
+        with get_lock_file(self._lock), open(self._file_path, "ab") as file:
+            file.write(lines)
+
+    def flush(self) -> None:
+        """Have what was appended on the disk.
+
+        Raises:
+            StorageError: on a full or read-only disk.
+        """
+        if not self._written:
+            return
+        try:
+            with open(self._file_path, "ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(error, Path(self._file_path)) from error
+        self._written = False
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Flush once, at the end; a step within a step is part of it."""
+        if self._step_is_open:
+            yield
+            return
+        self._step_is_open = True
+        try:
+            yield
+        finally:
+            self._step_is_open = False
+            self.flush()
 
 
-def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> optuna.Study:
-    """The study in the journal at `path`, begun now where there is none.
+def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> tuple[optuna.Study, Journal]:
+    """The study in the journal at `path`, begun now where there is none, and the journal.
 
     Args:
         path: the journal, absolute, in a folder that the caller has locked.
@@ -42,12 +92,13 @@ def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> optuna
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _repair(path)
-        storage = JournalStorage(Journal(str(path)))
+        journal = Journal(str(path))
+        storage = JournalStorage(journal)
     except OSError as error:
         raise storage_error(error, path) from error
     if any(study.study_name == STUDY_NAME for study in storage.get_all_studies()):
-        return optuna.load_study(study_name=STUDY_NAME, storage=storage)
-    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction=direction)
+        return optuna.load_study(study_name=STUDY_NAME, storage=storage), journal
+    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction=direction), journal
 
 
 def _repair(path: Path) -> None:

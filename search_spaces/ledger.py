@@ -133,7 +133,8 @@ class Ledger:
         # what Optuna says of every trial, the events say too
         level = launch.debug.log_level if launch.debug.enabled else "WARNING"
         optuna.logging.set_verbosity(getattr(optuna.logging, level))
-        self._study = open_study(folder.journal, self.search.direction)
+        self._study, self._journal = open_study(folder.journal, self.search.direction)
+        self._table_written, self._table_seconds = -math.inf, 0.0
         points = self._points(first_points)
         self.num_trials = len(points) if launch.sampler.name == "grid" else self.search.num_trials
         for point in points[len(self._frozen_trials()) :]:  # a crash may have come between two of them
@@ -201,6 +202,10 @@ class Ledger:
         Raises:
             StorageError: if it cannot be written down.
         """
+        with self._journal.step():
+            return self._next_trial()
+
+    def _next_trial(self) -> tuple[TrialRecord, Run] | None:
         while len(self.trials) - len(self._waiting) < self.num_trials and not self.used_up:
             if self._waiting:
                 trial = self.trials[self._waiting[0]]
@@ -229,6 +234,7 @@ class Ledger:
 
     def _start(self, asked: optuna.Trial) -> TrialRecord:
         params = self._space.ask(asked)
+        self._journal.flush()  # the journal alone may know of a trial, the events never
         self.folder.record("trial_started", trial=asked.number, params=params)
         trial = self.trials[asked.number] = TrialRecord(asked.number, params)
         return trial
@@ -243,7 +249,10 @@ class Ledger:
         Raises:
             StorageError: if it cannot be written down.
         """
-        trial = self.trials[number]
+        with self._journal.step():
+            return self._report(self.trials[number], result)
+
+    def _report(self, trial: TrialRecord, result: Mapping[str, Any]) -> bool:
         if trial.state != "RUNNING":
             return False
         whole = bool(result["metrics"])  # else it names the last epoch before the one that failed
@@ -253,7 +262,7 @@ class Ledger:
         else:  # it failed, or was computed a second time: that, too, took its time
             trial.seconds += result["seconds"]
         if result["reason"] is not None:
-            self.end(number, "PRUNED", result["reason"])
+            self.end(trial.number, "PRUNED", result["reason"])
         else:
             self._end_if_over(trial, finished=result["finished"] and trial.epoch == result["epoch"])
         return trial.state == "RUNNING"
@@ -373,8 +382,10 @@ class Ledger:
             seconds=round(trial.seconds, 3),
         )
         trial.state, trial.reason = state, reason
-        self._carry_out_end(trial)
-        self._write_table()
+        with self._journal.step():
+            self._carry_out_end(trial)
+        if self.num_ended >= self.num_trials or time.monotonic() - self._table_written > 20 * self._table_seconds:
+            self.write_table()
 
     def interrupt(self, number: int, interruption: InterruptedTrial) -> None:
         """Take in that what a running trial ran on has failed: it is handed out again, unless that was once too often.
@@ -396,7 +407,8 @@ class Ledger:
             counts=interruption.cause in COUNTS or (interruption.cause == "node_lost" and trial.lost_at == trial.epoch),
         )
         self._take_in_interruption(trial, event)
-        self._catch_up(trial)
+        with self._journal.step():
+            self._catch_up(trial)
 
     def _take_in_interruption(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
         trial.interruptions += 1
@@ -421,6 +433,7 @@ class Ledger:
                     maximize=self._maximize,
                 )
             self._tell(trial, frozen)
+        self._journal.flush()  # before what it was made from is gone
         drop_state(running)
 
     def _tell(self, trial: TrialRecord, frozen: FrozenTrial) -> None:
@@ -438,8 +451,9 @@ class Ledger:
     def _frozen(self, trial: TrialRecord) -> FrozenTrial:
         return self._frozen_trials()[trial.number]
 
-    def _write_table(self) -> None:
-        """trials.parquet: one row a trial."""
+    def write_table(self) -> None:
+        """trials.parquet: one row a trial. It follows from the events, so it may be behind while a search runs."""
+        began = time.monotonic()
         trials = sorted(self.trials.values(), key=lambda trial: trial.number)
         names = dict.fromkeys(name for trial in trials for name in trial.params)
         columns = {
@@ -453,12 +467,18 @@ class Ledger:
         columns |= {name: pa.array(of_one_kind([trial.params.get(name) for trial in trials])) for name in names}
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink)
-        write_atomically(self.folder.trials, sink.getvalue().to_pybytes())
+        write_atomically(self.folder.trials, sink.getvalue().to_pybytes(), flush=False)
+        self._table_written = time.monotonic()
+        self._table_seconds = self._table_written - began
 
     # -------- after a crash
 
     def _bring_up_to_date(self) -> None:
         """Put the events through the books and the policy again, then finish what was begun."""
+        with self._journal.step():
+            self._put_in_order()
+
+    def _put_in_order(self) -> None:
         self._check_one_study()
         for left in self.folder.path.rglob(".*.partial"):  # files that a killed driver was writing
             left.unlink()
@@ -475,7 +495,7 @@ class Ledger:
             elif not frozen.state.is_finished() or self.folder.trial(trial.number).exists():
                 self._carry_out_end(trial)
         retention.arrange(self.folder, keep_best=self.search.keep_best, maximize=self._maximize)
-        self._write_table()
+        self.write_table()
 
     def _check_one_study(self) -> None:
         """Refuse a folder of which a part was lost or comes from elsewhere: what is missing cannot be made up."""

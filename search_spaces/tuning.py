@@ -390,6 +390,7 @@ def run_trials(
         )
     if trouble.error is not None:
         raise trouble.error
+    ledger.write_table()
 
 
 @contextmanager

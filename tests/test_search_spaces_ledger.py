@@ -270,8 +270,9 @@ class Snapshots:
 
     STEPS = ("replace", "rename", "unlink", "rmdir", "mkdir", "symlink", "fsync")
 
-    def __init__(self, path, into, *, wanted=None):
+    def __init__(self, path, into, *, wanted=None, machine=False):
         self.path, self.into, self.wanted = path, into, wanted
+        self.flushed = 0 if machine else None
         self.num_steps = 0
         self.taken = []
         self._copying = False
@@ -287,7 +288,9 @@ class Snapshots:
         self._copying = True
         copy = self.into / f"{step:05d}"
         shutil.copytree(self.path, copy, symlinks=True)
-        if torn is not None:
+        if self.flushed is not None and (copy / "journal.log").exists():
+            os.truncate(copy / "journal.log", self.flushed)
+        elif torn is not None:
             file, content = torn
             with (copy / file).open("ab") as target:
                 target.write(content[: len(content) // 2])
@@ -299,7 +302,7 @@ class Snapshots:
         with pytest.MonkeyPatch.context() as patch:
             for name in self.STEPS:
                 patch.setattr(os, name, self._announced(getattr(os, name)))
-            record, append = StudyFolder.record, JournalFileBackend.append_logs
+            record, append = StudyFolder.record, Journal.append_logs
 
             def recorded(folder, event, **values):
                 self.take()
@@ -311,8 +314,16 @@ class Snapshots:
                 self.take(torn=("journal.log", json.dumps(logs[0]).encode()))
                 return append(backend, logs)
 
+            flush = Journal.flush
+
+            def flushed(journal):
+                flush(journal)
+                if self.flushed is not None and not self._copying:
+                    self.flushed = (self.path / "journal.log").stat().st_size
+
+            patch.setattr(Journal, "flush", flushed)
             patch.setattr(StudyFolder, "record", recorded)
-            patch.setattr(JournalFileBackend, "append_logs", appended)
+            patch.setattr(Journal, "append_logs", appended)
             yield
 
     def _announced(self, step):
@@ -431,6 +442,19 @@ def test_a_trial_that_has_ended_or_waits_is_not_interrupted_again(tmp_path):
     ledger.interrupt(1, lost)
     assert len(events_of(tmp_path)) == before + 1
     assert (ledger.num_running, ledger.is_over) == (0, False)
+
+
+def test_a_machine_that_crashes_at_any_eleventh_step_loses_what_it_had_not_flushed_and_the_search_nothing(tmp_path):
+    launch = launch_of(*FAILING)
+    snapshots = Snapshots(tmp_path / "unbroken", tmp_path / "crashed", wanted=range(0, 10_000, 11), machine=True)
+    with snapshots.watching():
+        run_search(snapshots.path, launch, faults=faults)
+    unbroken = outcome(snapshots.path)
+    for crashed in snapshots.taken:
+        run_search(crashed, launch, faults=faults)
+        check(crashed, launch, 5)
+        assert outcome(crashed) == unbroken, crashed.name
+        shutil.rmtree(crashed)
 
 
 def test_a_kill_at_any_step_leaves_every_trial_a_whole_state_or_none(tmp_path):
@@ -706,14 +730,14 @@ def test_files_that_a_killed_driver_was_writing_are_put_away(tmp_path):
 def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
     launch = launch_of(*ASHA, "search.num_trials=3")
 
-    def full(backend, logs):
-        with open(backend._file_path, "ab") as file:
+    def full(journal, lines):
+        with open(journal._file_path, "ab") as file:
             file.write(b'{"op_code": 7, "wor')
         raise OSError(errno.ENOSPC, "No space left on device")
 
     ledger, running = run_search(tmp_path, launch, num_results=2)
     with monkeypatch.context() as patch:
-        patch.setattr(JournalFileBackend, "append_logs", full)
+        patch.setattr(Journal, "_write", full)
         with pytest.raises(StorageError, match=r"journal.log cannot be written: the disk is full: free some space"):
             ledger.report(0, running[0].epoch())
     run_search(tmp_path, launch)
@@ -748,12 +772,12 @@ def test_a_folder_that_lost_a_part_is_refused(tmp_path, lost, said):
 
 def test_the_journal_stays_whole_where_another_line_follows_a_torn_one(tmp_path):
     path = tmp_path / "journal.log"
-    study = open_study(path, "maximize")
+    study, _ = open_study(path, "maximize")
     study.ask()
     with path.open("ab") as file:
         file.write(b'{"op_code": 4, "stu')
-    open_study(path, "maximize").ask()
-    assert len(open_study(path, "maximize").trials) == 2
+    open_study(path, "maximize")[0].ask()
+    assert len(open_study(path, "maximize")[0].trials) == 2
     assert isinstance(study._storage._backend, Journal)
 
 

@@ -17,8 +17,13 @@ class StorageError(OSError):
     """A folder of the user's cannot be written or a file in it cannot be read; the message is one line."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
     """Put `content` at `path` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: where.
+        content: what.
+        flush: whether it must be on the disk on return; what can be made again need not.
 
     Raises:
         StorageError: on a full or read-only disk, with the file named and what to do.
@@ -30,7 +35,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
             partial.replace(path)
         except OSError:
             partial.unlink(missing_ok=True)

@@ -150,7 +150,7 @@ def write_attempt(folder: Path, attempt: int) -> None:
     Raises:
         StorageError: on a full or read-only disk.
     """
-    write_atomically(folder / ATTEMPT, str(attempt).encode())
+    write_atomically(folder / ATTEMPT, str(attempt).encode(), flush=False)  # after a crash another one is written
 
 
 def drop_state(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from trainables.recordings import open_recordings
 from trainables.settings import Cluster, Run
 from trainables.state import SavedState, TrainState, read_attempt
 from trainables.workers import Workers
+
+ASK_EVERY_S = 1.0
+"""How old what a trial knows of the nodes that are about to go may be."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class Trial(tune.Trainable):
         self.assignment = Assignment.from_config(config)
         self.engine: Engine = self.start_engine(self.assignment)
         self._holding = holding()
+        self._asked = -math.inf
 
     def start_engine(self, assignment: Assignment) -> Engine:
         """Begin the trial's computation."""
@@ -190,7 +195,7 @@ class Trial(tune.Trainable):
         Raises:
             InterruptedTrial: if the trial cannot go on here: its node is about to go, or its disk cannot be written.
         """
-        refuse_draining(self.nodes())
+        self.refuse_draining()
         try:
             result = self.engine.next_epoch()
         except StorageError as error:
@@ -205,19 +210,21 @@ class Trial(tune.Trainable):
         """Where the trial's processes run."""
         return [held["node"] for held in self.holds()]
 
+    def refuse_draining(self) -> None:
+        """Raise if a node of the trial is about to go: between two epochs nothing is lost. Asked once a second at most.
+
+        Raises:
+            InterruptedTrial: with the nodes that go.
+        """
+        if time.monotonic() - self._asked < ASK_EVERY_S:
+            return
+        self._asked = time.monotonic()
+        if leaving := sorted(draining_nodes() & set(self.nodes())):
+            raise InterruptedTrial("node_draining", "the machine is about to go (drain notice)", tuple(leaving))
+
     def cleanup(self) -> None:
         """Give back what the trial holds."""
         self.engine.stop()
-
-
-def refuse_draining(nodes: list[str]) -> None:
-    """Raise if one of these nodes is about to go: between two epochs nothing is lost.
-
-    Raises:
-        InterruptedTrial: with the nodes that go.
-    """
-    if leaving := sorted(draining_nodes() & set(nodes)):
-        raise InterruptedTrial("node_draining", "the machine is about to go (drain notice)", tuple(leaving))
 
 
 def resources_of(
