@@ -348,11 +348,12 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
 
 def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -> None:
     """Run trials on Ray, with a live table in a terminal and Ray's own noise in a file."""
+    from search_spaces.connection import ray_instance
     from search_spaces.display import Display
     from search_spaces.logs import configure
     from search_spaces.quiet import quiet
     from search_spaces.tracking import make_tracker
-    from search_spaces.tuning import ray_instance, run_trials
+    from search_spaces.tuning import run_trials
 
     console.print(f"study: {ledger.folder.path}", markup=False)
     with (

@@ -20,7 +20,6 @@ from typing import Any
 
 import ray
 from ray import cloudpickle, tune
-from ray.exceptions import RayError
 from ray.tune import CheckpointConfig, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -42,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
 """How old what is known of the cluster's nodes may be."""
-
-OF_A_WORKER = ("data", "models", "reports", "search_spaces", "trainables")
-"""What of the checkout travels to the nodes of a cluster: not the recordings and studies that may lie beside it."""
 
 
 class Trouble:
@@ -434,36 +430,3 @@ def environment_of_tune() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[None]:
-    """Connect to the cluster at `cluster.address`, or start Ray on this machine; stop or leave it in the end.
-
-    Raises:
-        StudyError: if nothing answers at the address.
-    """
-    gang = cluster.workers_per_trial > 1
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    try:
-        if cluster.address is None:
-            # without the dashboard ended gangs would keep their CPUs (Train asks it who is alive)
-            ray.init(address="local", num_cpus=cluster.num_cpus, include_dashboard=gang, log_to_driver=log_to_driver)
-        else:
-            # every worker runs this very code, frozen now, on every node
-            root = Path(__file__).resolve().parent.parent
-            excludes = [f"/{entry.name}" for entry in root.iterdir() if entry.name not in OF_A_WORKER]
-            environment = {"working_dir": str(root), "excludes": excludes}
-            ray.init(address=cluster.address, runtime_env=environment, log_to_driver=log_to_driver)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if cluster.address is None:
-            raise StudyError(f"Ray could not be started on this machine: {reason}") from error
-        raise StudyError(
-            f"no Ray cluster could be used at cluster.address={cluster.address}: {reason}; if it was started with a "
-            "token, set RAY_AUTH_MODE=token in the environment"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
