@@ -87,6 +87,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
     from search_spaces.logs import configure
 
     with configure(launch.debug, Console(stderr=True)):
+        if launch.cluster.submit and launch.command == "search":
+            return submit(launch, arguments, line.config_dir, console)
         return commands[launch.command](launch, console)
 
 
@@ -216,6 +218,7 @@ def search(launch: Launch, console: Console) -> int:
     lint_search(launch, space)
     study = StudyFolder(Path(launch.study_dir))
     check_resume(launch, study)
+    show_token(launch, console)
     with ExitStack() as stack:
         stack.enter_context(study.locked())
         launch = with_own_encoder(launch, study)
@@ -239,6 +242,23 @@ def search(launch: Launch, console: Console) -> int:
         if ledger.used_up and ledger.num_ended < ledger.num_trials:
             console.print(f"{ledger.used_up}: type a larger value to go on", markup=False)
         return finish(launch, ledger, study, store, console)
+
+
+def submit(launch: Launch, arguments: Sequence[str], config_dir: Path | None, console: Console) -> int:
+    """Have the search run as a job on a cluster, and follow it."""
+    checked_space(launch)  # a mistake is answered here and not in the job's log
+    show_token(launch, console)
+    from search_spaces.submission import run_as_job
+
+    return run_as_job(launch, arguments, config_dir, console)
+
+
+def show_token(launch: Launch, console: Console) -> None:
+    """See that the token of the cluster is there before anything is prepared."""
+    from search_spaces.authentication import authenticate
+
+    for note in authenticate(launch.cluster.address):
+        console.print(f"note: {note}", markup=False)
 
 
 def check_resume(launch: Launch, study: StudyFolder) -> None:
@@ -352,6 +372,7 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
     from search_spaces.display import Display
     from search_spaces.logs import configure
     from search_spaces.quiet import quiet
+    from search_spaces.stopping import sigterm_as_ctrl_c
     from search_spaces.tracking import make_tracker
     from search_spaces.tuning import run_trials
 
@@ -359,6 +380,7 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
     with (
         quiet(console, ledger.folder.log) as terminal,
         ray_instance(launch.cluster, log_to_driver=launch.debug.enabled),
+        sigterm_as_ctrl_c(lambda: say_stopped(ledger.folder, terminal)),
         configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
         make_tracker(launch.tracking, ledger.folder) as track,
         Display(terminal, ledger, launch.task.num_epochs) as display,
@@ -377,6 +399,12 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
             on_change=show_change,
             scheduler=launch.scheduler,
         )
+
+
+def say_stopped(study: StudyFolder, terminal: Console) -> None:
+    """Record that the study is interrupted while there is time: SIGKILL may follow."""
+    study.record("study_interrupted")
+    terminal.print("stopping; what runs is saved up to its last epoch", markup=False)
 
 
 def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:

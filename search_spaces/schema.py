@@ -219,6 +219,12 @@ class Launch(Settings):
                 raise ValueError(f"command=import needs {key}=FILE")
         return self
 
+    @model_validator(mode="after")
+    def _submitted_as_a_job(self) -> Self:
+        if self.cluster.submit and self.command in ("train", "evaluate", "prepare", "import"):
+            raise ValueError(f"cluster=job submits command=search, got command={self.command}, which runs here")
+        return self
+
     @property
     def run(self) -> Run:
         """The part of the configuration that a trial needs."""

@@ -266,6 +266,8 @@ class Cluster(Settings):
     """Where trials run; nothing here changes what a trial computes, but for float rounding."""
 
     address: str | None
+    submit: bool = False  # studies of earlier versions do not say
+    """Whether launch.py hands itself to the cluster as a job instead of driving the search from this machine."""
     num_cpus: int | None = Field(ge=1)
     """CPUs of the Ray instance that launch.py starts; all of the machine where null."""
     workers_per_trial: int = Field(ge=1)
@@ -274,6 +276,15 @@ class Cluster(Settings):
     max_concurrent_trials: int | Literal["auto"]
     max_failures: int = Field(ge=0)
     """How often a trial is tried again whose process died or whose disk was full; a machine that goes never counts."""
+
+    @model_validator(mode="after")
+    def _of_the_right_kind(self) -> Self:
+        of_a_dashboard = self.address is not None and self.address.startswith(("http://", "https://"))
+        if self.submit and not of_a_dashboard:
+            raise ValueError(f"address must be http://HOST:PORT, the dashboard's, with cluster=job, got {self.address}")
+        if of_a_dashboard and not self.submit:
+            raise ValueError(f"address must be HOST:PORT or auto, or type cluster=job, got {self.address}")
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
