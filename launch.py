@@ -226,9 +226,11 @@ def search(launch: Launch, console: Console) -> int:
         ledger, recordings = open_books(launch, space, study, store)
         describe_recordings(launch, recordings, console)
         if ledger.num_ended < ledger.num_trials and not ledger.used_up:
-            run_search(launch, ledger, store, console)
-            if ledger.num_ended < ledger.num_trials and not ledger.used_up:  # Tune takes Ctrl-C and ends
+            terminated = run_search(launch, ledger, store, console)
+            unfinished = ledger.num_ended < ledger.num_trials and not ledger.used_up  # Tune takes Ctrl-C and ends
+            if unfinished and not terminated:
                 study.record("study_interrupted")
+            if unfinished or terminated:
                 console.print(
                     f"stopped; what ran is saved up to its last epoch. To go on:\n  {typed_again()}", markup=False
                 )
@@ -366,13 +368,17 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
     return ledger, recordings
 
 
-def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -> None:
-    """Run trials on Ray, with a live table in a terminal and Ray's own noise in a file."""
+def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -> bool:
+    """Run trials on Ray, with a live table in a terminal and Ray's own noise in a file.
+
+    Returns:
+        whether it ended because of SIGTERM, which is then in the study's events.
+    """
     from search_spaces.connection import ray_instance
     from search_spaces.display import Display
     from search_spaces.logs import configure
     from search_spaces.quiet import quiet
-    from search_spaces.stopping import sigterm_as_ctrl_c
+    from search_spaces.stopping import ending_on_sigterm
     from search_spaces.tracking import make_tracker
     from search_spaces.tuning import run_trials
 
@@ -380,7 +386,7 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
     with (
         quiet(console, ledger.folder.log) as terminal,
         ray_instance(launch.cluster, log_to_driver=launch.debug.enabled),
-        sigterm_as_ctrl_c(lambda: say_stopped(ledger.folder, terminal)),
+        ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
         configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
         make_tracker(launch.tracking, ledger.folder) as track,
         Display(terminal, ledger, launch.task.num_epochs) as display,
@@ -398,13 +404,15 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
             maximize=launch.search.direction == "maximize",
             on_change=show_change,
             scheduler=launch.scheduler,
+            to_end=to_end,
         )
+    return to_end()
 
 
-def say_stopped(study: StudyFolder, terminal: Console) -> None:
+def say_interrupted(study: StudyFolder, terminal: Console) -> None:
     """Record that the study is interrupted while there is time: SIGKILL may follow."""
     study.record("study_interrupted")
-    terminal.print("stopping; what runs is saved up to its last epoch", markup=False)
+    terminal.print("stopping; what ran is saved up to its last epoch", markup=False)
 
 
 def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:

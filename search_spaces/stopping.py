@@ -10,34 +10,43 @@ from types import FrameType
 
 
 @contextmanager
-def sigterm_as_ctrl_c(at_once: Callable[[], None]) -> Iterator[None]:
-    """While the block lasts, do on the first SIGTERM what must not wait, then what Ctrl-C does at that moment.
+def ending_on_sigterm(at_once: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """While the block lasts, have SIGTERM end the search between two of its steps; a second one ends all.
 
     `ray job stop` sends SIGKILL 3 s after SIGTERM, unless the cluster's head was started with a larger
-    RAY_JOB_STOP_WAIT_TIME_S, and Tune may wait longer than that for the trials to end. To be entered after ray.init(),
-    which sets a handler of its own that exits at once. The signal is not sent on as SIGINT: Ray blocks that in whatever
-    a job starts.
+    RAY_JOB_STOP_WAIT_TIME_S, and Tune may wait longer than that for its trials. To be entered after ray.init(), which
+    sets a handler that exits on the spot. SIGTERM is not passed on as SIGINT, which Ray blocks in what a job starts;
+    SIGINT itself is Tune's while it runs, and whose it was before at the block's end.
 
     Args:
-        at_once: called in the main thread, between two of its steps.
+        at_once: called once when the search is to end, before anything is waited for.
+
+    Yields:
+        whether to end; to be asked often, where the books are in order.
     """
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
+        yield lambda: False
         return
-    told = False
+    told = done = False
 
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        if not told:
-            told = True
+    def to_end() -> bool:
+        nonlocal done
+        if told and not done:
+            done = True
             at_once()
-        on_ctrl_c = signal.getsignal(signal.SIGINT)  # Tune's own while it runs
-        if not callable(on_ctrl_c):
-            raise KeyboardInterrupt
-        on_ctrl_c(signal.SIGINT, frame)
+        return told
 
-    before = signal.signal(signal.SIGTERM, end)
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if told:
+            raise KeyboardInterrupt
+        told = True
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield
+        yield to_end
+        to_end()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import cloudpickle, tune
 from ray.tune import CheckpointConfig, Stopper
 from ray.tune.experiment import Trial as TuneTrial
@@ -210,11 +209,12 @@ def unflattened(result: dict[str, Any]) -> dict[str, Any]:
 
 
 class StudyStopper(Stopper):
-    """Stops all when a budget is used up or the books are in trouble; what runs is interrupted and goes on later."""
+    """Stops all when a budget is used up, the books are in trouble or the search is to end; what runs goes on later."""
 
-    def __init__(self, ledger: Ledger, trouble: Trouble) -> None:
+    def __init__(self, ledger: Ledger, trouble: Trouble, to_end: Callable[[], bool]) -> None:
         self._ledger = ledger
         self._trouble = trouble
+        self._to_end = to_end
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No single trial is stopped for a budget."""
@@ -222,6 +222,9 @@ class StudyStopper(Stopper):
 
     def stop_all(self) -> bool:
         """Whether to stop now."""
+        with self._trouble.kept():
+            if self._to_end():
+                return True
         return self._ledger.used_up is not None or self._trouble.error is not None
 
 
@@ -322,6 +325,7 @@ def run_trials(
     on_change: Callable[[], None],
     scheduler: Scheduler,
     trainable: type[tune.Trainable] | None = None,
+    to_end: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run trials on the connected Ray cluster until the ledger has enough, a budget is used up, or the user stops it.
 
@@ -334,6 +338,7 @@ def run_trials(
         on_change: called after every result, for a display.
         scheduler: the study's; the ledger holds its policy.
         trainable: what runs a trial; by default one process, or a gang where `workers_per_trial` is above 1.
+        to_end: asked between two steps whether the search is to end now.
 
     Raises:
         StudyError: if the cluster can never hold a trial.
@@ -373,7 +378,7 @@ def run_trials(
             storage_path=str(scratch),
             search_alg=LedgerSearcher(ledger, trouble, assign, room),
             scheduler=following,
-            stop=StudyStopper(ledger, trouble),
+            stop=StudyStopper(ledger, trouble, to_end),
             num_samples=-1,
             resources_per_trial=places.resources(),
             reuse_actors=places.reuses_processes,
