@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from search_spaces.schema import ChoiceError
@@ -50,14 +51,14 @@ def authenticate(address: str | None) -> list[str]:
             f"{MODE}=disabled and cluster.address={address} is not loopback: whoever reaches a Ray cluster without "
             f"tokens runs code on it; start it with {MODE}=token, and export {MODE}=token here"
         )
-    there = has_token()
+    there = mode != "disabled" and has_token()
     if not there and (exposed or mode == "token"):
         raise ChoiceError(
             f"cluster.address={address} needs the cluster's token and there is none here: copy the head's "
             f"~/.ray/auth_token to {token_path()} (chmod 600), or name its file in {TOKEN_PATH}"
         )
     os.environ[MODE] = mode or ("token" if there else "disabled")
-    return _narrowed(token_path()) if there and TOKEN not in os.environ and KUBERNETES not in os.environ else []
+    return _narrowed(token_path()) if there and _is_in_a_file() else []
 
 
 def is_loopback(address: str) -> bool:
@@ -91,31 +92,35 @@ def has_token() -> bool:
     """Whether there is a token to show.
 
     Raises:
-        ChoiceError: if its file cannot be read.
+        ChoiceError: if its file cannot be read or is empty.
     """
-    if os.environ.get(TOKEN) or KUBERNETES in os.environ:
+    if not _is_in_a_file():
         return True
     path = token_path()
     try:
-        return bool(path.read_bytes().strip())
+        content = path.read_bytes()
     except FileNotFoundError:
         return False
     except OSError as error:
         raise ChoiceError(
             f"the token in {path} cannot be read ({error.strerror}): mend it, or name another in {TOKEN_PATH}"
         ) from error
+    if not content.strip():
+        raise ChoiceError(f"{path} must hold a token and is empty: delete it, or name another in {TOKEN_PATH}")
+    return True
+
+
+def _is_in_a_file() -> bool:
+    return not os.environ.get(TOKEN) and not os.environ.get(KUBERNETES)
 
 
 def _own_token() -> list[str]:
     """Make a token if there is none yet; see that the one in the file is this user's alone."""
-    if os.environ.get(TOKEN) or KUBERNETES in os.environ:
+    if not _is_in_a_file():
         return []
-    path = token_path()
     if not has_token():
-        if path.exists():
-            raise ChoiceError(f"{path} holds no token: delete it, and a new one is made")
-        _write_new(path)
-    return _narrowed(path)
+        _write_new(token_path())
+    return _narrowed(token_path())
 
 
 def _write_new(path: Path) -> None:
@@ -123,10 +128,9 @@ def _write_new(path: Path) -> None:
 
     Of two processes that come at the same time, one writes the token and the other takes it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from the start
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(secrets.token_hex(32))  # as long as Ray's own
@@ -135,7 +139,7 @@ def _write_new(path: Path) -> None:
             with contextlib.suppress(FileExistsError):
                 os.link(partial, path)  # unlike a renaming, never replaces the token of another
         finally:
-            partial.unlink(missing_ok=True)
+            os.unlink(partial)
     except OSError as error:
         raise ChoiceError(
             f"Ray is never started without a token, and {path} cannot be written ({error.strerror}): name another "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -37,6 +38,8 @@ TRAVELS = (".py", ".yaml", ".html", ".css", ".js", ".typed")
 """Files of the code and its configuration; recordings, weights and studies that lie among them stay here."""
 OPTIONS = "options"  # where the folder of --config-dir lies in the job's working directory
 INTERRUPTED = 130
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+"""Loggers of Ray that say on the terminal what is packed and when a connection closes."""
 QUIET_S, PATIENCE_S = 30.0, 300.0
 """Seconds without a line after which the connection is made anew; seconds without an answer after which we give up."""
 
@@ -116,6 +119,8 @@ def connect(address: str) -> JobSubmissionClient:
         StudyError: if nothing answers there, or it does not let us in.
     """
     let_ray_see_the_token()
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would follow them instead of what was typed
         os.environ.pop(name, None)
     try:

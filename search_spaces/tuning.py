@@ -216,6 +216,10 @@ class StudyStopper(Stopper):
         self._trouble = trouble
         self._to_end = to_end
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its stopper into its own state, which is never restored."""
+        return {}
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No single trial is stopped for a budget."""
         return False

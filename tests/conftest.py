@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,15 @@ def ptbxl_datasets() -> Path:
     if not (folder / "ptbxl_100hz").is_dir():
         pytest.skip(f"no PTB-XL at {folder}: set HEARTSWEEP_DATASETS to the folder that holds ptbxl_100hz")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _token_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A Ray that a test starts asks for a token of the tests' own: the user's is neither used nor changed."""
+    path = tmp_path_factory.mktemp("token") / "auth_token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32), encoding="ascii")
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 
 @pytest.fixture(autouse=True)
