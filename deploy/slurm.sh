@@ -26,9 +26,9 @@ if [[ ! -s $token ]]; then
 fi
 chmod 600 "$token"
 
-head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')
 # an address, not a name: nodes often know their own name as 127.0.1.1
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | awk '{print $1}')
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | awk 'NR == 1 {print $1}')
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 # The search ends by itself 5 minutes before SLURM ends the job: it saves, and goes on when the job runs again.

@@ -72,6 +72,7 @@ EXAMPLES = (
     ("another range", "search=stmem_ptbxl 'space.model.mask_ratio={uniform: [0.5, 0.8]}'"),
     ("exactly these three", "search=stmem_ptbxl space=none sampler=grid model.mask_ratio=0.65,0.75,0.85"),
     ("what would run", "command=show search=stmem_ptbxl"),
+    ("as a job of a Ray cluster", "search=stmem_ptbxl cluster=job cluster.address=http://127.0.0.1:8265"),
     ("a study's report again", "command=report study_dir=DIR"),
     ("one trial of a study again", "command=train study_dir=DIR trial=N"),
     ("a published encoder's weights", "command=import weights=FILE mapping=FILE study_dir=DIR"),

@@ -221,8 +221,8 @@ class Launch(Settings):
 
     @model_validator(mode="after")
     def _submitted_as_a_job(self) -> Self:
-        if self.cluster.submit and self.command in ("train", "evaluate", "prepare", "import"):
-            raise ValueError(f"cluster=job submits command=search, got command={self.command}, which runs here")
+        if self.cluster.submit and self.command not in ("search", "show", "report"):
+            raise ValueError(f"cluster=job goes with command=search, got command={self.command}: leave cluster=job out")
         return self
 
     @property

@@ -135,6 +135,16 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
 
 
+@contextmanager
+def answered_by(address: str) -> Iterator[None]:
+    """Turn what goes wrong with a request into a StudyError."""
+    try:
+        yield
+    except (ConnectionError, RuntimeError, requests.RequestException) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StudyError(f"the cluster at cluster.address={address} did not do as asked: {reason}") from error
+
+
 def check_asks_for_a_token(address: str) -> None:
     """Refuse a cluster that is not on loopback and lets in whoever comes.
 
@@ -173,9 +183,6 @@ def submit(client: JobSubmissionClient, name: str, command: str, config_dir: Pat
 
     Returns:
         the job's id, and whether it ran already.
-
-    Raises:
-        StudyError: if the cluster does not take it.
     """
     number, job = latest_attempt(client, name)
     if job is not None and not job.status.is_terminal():
@@ -185,9 +192,9 @@ def submit(client: JobSubmissionClient, name: str, command: str, config_dir: Pat
         with working_directory(config_dir) as folder:
             client.submit_job(entrypoint=command, submission_id=attempt, runtime_env={"working_dir": str(folder)})
     except RuntimeError as error:
-        if "already exists" in str(error):  # the same line was typed twice at the same time
-            return attempt, True
-        raise StudyError(f"the cluster did not take the job: {' '.join(str(error).split())[:500]}") from error
+        if "already exists" not in str(error):  # the same line was typed twice at the same time
+            raise
+        return attempt, True
     return attempt, False
 
 
@@ -300,7 +307,8 @@ def run_as_job(launch: Launch, arguments: Sequence[str], config_dir: Path | None
     client = connect(address)
     check_asks_for_a_token(address)
     command = entrypoint(launch, arguments)
-    job, ran_already = submit(client, job_id(launch), command, config_dir)
+    with answered_by(address):
+        job, ran_already = submit(client, job_id(launch), command, config_dir)
     console.print(f"job: {job} ({'running already' if ran_already else 'submitted'} at {address})", markup=False)
     if ran_already and (running := client.get_job_info(job).entrypoint) != command:
         console.print(
@@ -324,7 +332,8 @@ def run_as_job(launch: Launch, arguments: Sequence[str], config_dir: Path | None
                     markup=False,
                 )
                 return INTERRUPTED
-            client.stop_job(job)
+            with answered_by(address):
+                client.stop_job(job)
             stopping = True
 
 

@@ -123,7 +123,7 @@ def test_a_dashboards_address_is_for_jobs_alone():
 
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_commands_that_run_here_are_not_submitted(command):
-    with pytest.raises(ChoiceError, match=f"cluster=job submits command=search, got command={command}"):
+    with pytest.raises(ChoiceError, match=f"cluster=job goes with command=search, got command={command}"):
         launch_of(*JOB, f"command={command}")
 
 

@@ -1,0 +1,107 @@
+"""Connecting to Ray: what is refused before and after, and who can reach a Ray that is started here."""
+
+import os
+import socket
+
+import psutil
+import pytest
+import ray
+import requests
+
+from search_spaces import connection
+from search_spaces.connection import check_guarded, check_something_listens, ray_instance, what_was_shown
+from trainables.settings import Cluster
+from trainables.study import StudyError
+
+
+def cluster(**changes):
+    settings = {
+        "address": None,
+        "num_cpus": 1,
+        "workers_per_trial": 1,
+        "cpus_per_worker": 1,
+        "gpus_per_worker": "auto",
+        "max_concurrent_trials": "auto",
+        "max_failures": 3,
+    }
+    return Cluster.model_validate(settings | changes)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Ray's variables as before afterwards."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    return monkeypatch
+
+
+def test_an_address_at_which_nothing_listens_is_refused_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, so that nobody else listens there
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(StudyError, match=f"nothing can be reached at cluster.address={address} .*refused"):
+            check_something_listens(address)
+
+
+def test_an_address_at_which_something_listens_is_not_refused():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_something_listens(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "head", "127.0.0.1:99999", "127.0.0.1:ray"])
+def test_an_address_without_a_port_is_refused(address):
+    with pytest.raises(StudyError, match="nothing can be reached at cluster.address="):
+        check_something_listens(address)
+
+
+def test_a_refusal_says_which_token_was_shown(environment, tmp_path):
+    environment.setenv("RAY_AUTH_MODE", "disabled")
+    assert "no token was shown" in what_was_shown()
+    environment.setenv("RAY_AUTH_MODE", "token")
+    environment.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    assert f"the token of {tmp_path / 'auth_token'} was shown" in what_was_shown()
+    environment.setenv("RAY_AUTH_TOKEN", "the token itself")
+    assert "RAY_AUTH_TOKEN in the environment" in what_was_shown()
+    assert "the token itself" not in what_was_shown()
+
+
+def node(address, alive=True):
+    return {"NodeManagerAddress": address, "Alive": alive}
+
+
+def test_a_cluster_over_several_machines_is_refused_without_tokens_by_whatever_address(environment):
+    own = next(address.address for addresses in psutil.net_if_addrs().values() for address in addresses)
+    reached_by = [cluster(address=address) for address in ("auto", "127.0.0.1:6379")]
+    environment.setenv("RAY_AUTH_MODE", "disabled")
+    environment.setattr(connection.ray, "nodes", lambda: [node(own), node("192.0.2.99", alive=False)])
+    for there in reached_by:
+        check_guarded(there)
+    environment.setattr(connection.ray, "nodes", lambda: [node(own), node("192.0.2.99")])
+    for there in reached_by:
+        with pytest.raises(StudyError, match=r"nodes on other machines, 192\.0\.2\.99, and asks for no token"):
+            check_guarded(there)
+    environment.setenv("RAY_AUTH_MODE", "token")
+    for there in reached_by:
+        check_guarded(there)
+
+
+@pytest.mark.cluster
+def test_a_ray_that_is_started_here_has_its_dashboard_on_loopback_and_asks_for_a_token(environment):
+    environment.setenv("RAY_AUTH_MODE", "disabled")  # is not followed
+    with ray_instance(cluster(workers_per_trial=2)):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        listening = {
+            (found.laddr.ip, found.laddr.port)
+            for process in psutil.Process().children(recursive=True)
+            if any(word.endswith("dashboard.py") for word in process.cmdline())
+            for found in process.net_connections("tcp")
+            if found.status == psutil.CONN_LISTEN
+        }
+        assert listening
+        assert {host for host, _ in listening} == {"127.0.0.1"}
+        answers = [
+            requests.get(f"http://{host}:{port}/api/version", timeout=10).status_code for host, port in listening
+        ]
+        assert answers == [401] * len(answers)
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
