@@ -32,6 +32,7 @@ from search_spaces.authentication import MODE, is_loopback
 from search_spaces.compose import FOLDERS
 from search_spaces.connection import OF_A_WORKER, let_ray_see_the_token, what_was_shown
 from search_spaces.schema import Launch, dotted
+from trainables.provenance import REVISION, git_revision
 from trainables.study import StudyError
 
 TRAVELS = (".py", ".yaml", ".html", ".css", ".js", ".typed")
@@ -98,6 +99,8 @@ def working_directory(config_dir: Path | None) -> Iterator[Path]:
         for package in OF_A_WORKER:
             shutil.copytree(root / package, Path(folder, package), ignore=_both(stays, "__pycache__"))
         shutil.copy(root / "launch.py", folder)
+        if (revision := git_revision()) is not None:
+            Path(folder, "trainables", REVISION).write_text(revision, encoding="utf-8")
         if config_dir is not None:
             shutil.copytree(config_dir, Path(folder, OPTIONS), ignore=_both(stays, "__pycache__"))
         yield Path(folder)

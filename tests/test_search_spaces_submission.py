@@ -268,18 +268,20 @@ def test_a_search_is_submitted_followed_and_its_exit_code_is_ours(head, capsys):
     assert submitted(head, capsys)[0] == 7
 
 
-def test_code_and_configuration_travel_and_nothing_else(head, capsys, somewhere):
+def test_code_and_configuration_travel_and_nothing_else(head, capsys, monkeypatch):
+    monkeypatch.setattr(submission, "git_revision", lambda: "0123abc")
     submitted(head, capsys)
     (package,) = head.packages.values()
     with zipfile.ZipFile(io.BytesIO(package)) as archive:
         files = {name for name in archive.namelist() if not name.endswith("/")}
+        assert archive.read("trainables/revision.txt") == b"0123abc"
     here = {
         path.relative_to(ROOT).as_posix()
         for folder in ("data", "models", "reports", "search_spaces", "trainables")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert files == here | {"launch.py"}
+    assert files == here | {"launch.py", "trainables/revision.txt"}
     assert len(package) < 2**20
 
 
@@ -292,6 +294,7 @@ def test_recordings_and_weights_among_the_code_stay_here(somewhere, monkeypatch)
     for name in ("models/vit.py", "models/best.safetensors", "data/x.npy", "data/a.dat", "search_spaces/events.jsonl"):
         (root / name).touch()
     (root / "runs").mkdir()
+    monkeypatch.setattr(submission, "git_revision", lambda: None)
     monkeypatch.setattr(submission, "__file__", str(root / "search_spaces" / "submission.py"))
     with working_directory(None) as folder:
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

@@ -47,6 +47,12 @@ def test_code_outside_of_any_repository_has_no_revision(tmp_path, monkeypatch):
     assert revision() is None
 
 
+def test_code_that_has_left_its_repository_says_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    (tmp_path / provenance.REVISION).write_text("0123abc+changes", encoding="utf-8")
+    assert revision() == "0123abc+changes"
+
+
 def test_a_machine_without_git_has_no_revision(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert revision() is None

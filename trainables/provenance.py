@@ -15,10 +15,16 @@ import torch
 PACKAGES = ("heartsweep", "ray", "torch", "optuna", "hydra-core", "numpy", "pandas", "scipy", "wfdb", "torchmetrics")
 
 
+REVISION = "revision.txt"
+"""Beside this file where the code has left its repository, as in a job on a cluster: what git_revision() said there."""
+
+
 @functools.cache
 def git_revision() -> str | None:
-    """The commit of this code, with "+changes" where files differ from it; None outside its repository."""
+    """The commit of this code, with "+changes" where files differ from it; None where that is not known."""
     folder = Path(__file__).parent
+    if (folder / REVISION).exists():
+        return (folder / REVISION).read_text(encoding="utf-8").strip()
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name, folder=folder)  # installed inside another repository?
         revision = _git("rev-parse", "HEAD", folder=folder)
