@@ -39,6 +39,7 @@ def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[N
     for note in authenticate(cluster.address):
         logger.warning(note)
     let_ray_see_the_token()
+    keep_keys_out_of_trials()
     if cluster.address not in (None, "auto"):
         check_something_listens(cluster.address)
     try:
@@ -83,6 +84,18 @@ def let_ray_see_the_token() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def keep_keys_out_of_trials() -> None:
+    """Have Tune leave the keys of object stores where they are: in the environments of the nodes and of this process.
+
+    It copies them from here into the runtime environment of every trial, which Ray writes to a log of each node and
+    shows in its dashboard. A private name of Ray 2.60; there is no public way.
+    """
+    from ray.tune.execution import class_cache
+
+    kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE = kept
 
 
 def check_something_listens(address: str) -> None:

@@ -9,7 +9,13 @@ import ray
 import requests
 
 from search_spaces import connection
-from search_spaces.connection import check_guarded, check_something_listens, ray_instance, what_was_shown
+from search_spaces.connection import (
+    check_guarded,
+    check_something_listens,
+    keep_keys_out_of_trials,
+    ray_instance,
+    what_was_shown,
+)
 from trainables.settings import Cluster
 from trainables.study import StudyError
 
@@ -63,6 +69,15 @@ def test_a_refusal_says_which_token_was_shown(environment, tmp_path):
     environment.setenv("RAY_AUTH_TOKEN", "the token itself")
     assert "RAY_AUTH_TOKEN in the environment" in what_was_shown()
     assert "the token itself" not in what_was_shown()
+
+
+def test_tune_copies_no_keys_into_what_ray_writes_to_its_logs():
+    from ray.tune.execution import class_cache
+
+    keep_keys_out_of_trials()
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    assert names  # what Train is told by the environment still reaches it
+    assert [name for name in names if "KEY" in name or "TOKEN" in name or "SECRET" in name] == []
 
 
 def node(address, alive=True):
