@@ -82,6 +82,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
         "report": report,
         "prepare": prepare,
         "show": show,
+        "preflight": preflight,
         "import": import_weights,
     }
     from search_spaces.logs import configure
@@ -374,9 +375,9 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
     Returns:
         whether it ended because of SIGTERM, which is then in the study's events.
     """
-    from search_spaces.connection import ray_instance
     from search_spaces.display import Display
     from search_spaces.logs import configure
+    from search_spaces.preflight import ready_cluster
     from search_spaces.quiet import quiet
     from search_spaces.stopping import ending_on_sigterm
     from search_spaces.tracking import make_tracker
@@ -385,7 +386,7 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
     console.print(f"study: {ledger.folder.path}", markup=False)
     with (
         quiet(console, ledger.folder.log) as terminal,
-        ray_instance(launch.cluster, log_to_driver=launch.debug.enabled),
+        ready_cluster(launch, ledger.folder, store.path, terminal),
         ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
         configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
         make_tracker(launch.tracking, ledger.folder) as track,
@@ -637,6 +638,28 @@ def show(launch: Launch, console: Console) -> int:
         f"trials {cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
         markup=False,
     )
+    return 0
+
+
+def preflight(launch: Launch, console: Console) -> int:
+    """Look at the cluster as a search would before its first trial, and say what was found; nothing is trained."""
+    from search_spaces.preflight import ready_cluster
+    from search_spaces.quiet import quiet
+    from trainables.loops import first_encoder
+    from trainables.recordings import open_recordings
+    from trainables.study import StudyFolder
+
+    space = checked_space(launch)
+    lint_search(launch, space)
+    study = StudyFolder(Path(launch.study_dir))
+    check_resume(launch, study)
+    if launch.task.encoder is not None:
+        first_encoder(launch.run)  # refuses what no trial could start from
+    with study.locked():
+        store = open_store(launch, console)
+        describe_recordings(launch, open_recordings(launch.run, store.path), console)
+        with quiet(console, study.log) as terminal, ready_cluster(launch, study, store.path, terminal, say_all=True):
+            pass
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,9 @@ from trainables.settings import Cluster, Run, Stage
 from trainables.steps import autocast
 
 TIMED_STEPS = 2  # after one that warms up
+FEW_RECORDS = 2  # with which a budgeted timing begins; a contrastive task needs two
+
+Loss = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,41 @@ def estimate(launch: Launch) -> Estimate | None:
     counted = _training_records(launch)
     if counted is None:
         return None
-    run, cluster = launch.run, launch.cluster
-    device = torch.device("cuda" if _gpus_per_worker(cluster) > 0 else "cpu")
+    cluster = launch.cluster
+    alone = seconds_alone(
+        launch.run, *counted, num_gpus=_gpus_per_worker(cluster), num_threads=cluster.cpus_per_worker, budget_s=None
+    )
+    return cost_of(launch, alone, num_records=counted[0], at_a_time=_at_a_time(cluster))
+
+
+def seconds_alone(
+    run: Run, num_records: int, num_labelled: int, *, num_gpus: float, num_threads: int, budget_s: float | None
+) -> float:
+    """What one worker alone would compute at a trial, in seconds, from a few steps timed in this process.
+
+    Args:
+        run: the trial's.
+        num_records: to pre-train on.
+        num_labelled: to train on with labels.
+        num_gpus: of a worker; above 0, the steps are timed on one.
+        num_threads: of a worker.
+        budget_s: how long to time each stage at most; whole batches are timed, however long they take, where None.
+    """
+    device = torch.device("cuda" if num_gpus > 0 else "cpu")
     threads = torch.get_num_threads()
-    torch.set_num_threads(cluster.cpus_per_worker)
+    torch.set_num_threads(num_threads)
     try:
-        alone = sum(_stages(run, *counted, device))
+        return sum(_stages(run, num_records, num_labelled, device, budget_s))
     finally:
         torch.set_num_threads(threads)
-    at_a_time = _at_a_time(cluster)
-    trial_seconds = alone / cluster.workers_per_trial
+
+
+def cost_of(launch: Launch, alone: float, *, num_records: int, at_a_time: int) -> Estimate:
+    """The search's cost where one worker alone would take `alone` seconds for a trial."""
+    trial_seconds = alone / launch.cluster.workers_per_trial
     trials = len(parse(launch.space).grid()) if launch.sampler.name == "grid" else launch.search.num_trials
     return Estimate(
-        num_records=counted[0],
+        num_records=num_records,
         trial_seconds=trial_seconds,
         num_trials=trials,
         search_seconds=trial_seconds * -(-trials // at_a_time),
@@ -95,17 +119,22 @@ def _training_records(launch: Launch) -> tuple[int, int] | None:
     return round(len(train) * share), round(float(labelled) * share)
 
 
-def _stages(run: Run, num_records: int, num_labelled: int, device: torch.device) -> Iterator[float]:
+def _stages(
+    run: Run, num_records: int, num_labelled: int, device: torch.device, budget_s: float | None
+) -> Iterator[float]:
     """Seconds of each stage; the probe and the validation are within the error of this estimate."""
     if run.task.stages != "finetune":
         first = run.task.pretrain
         pretext = build_pretext(run).to(device)
-        batch_size = _batch_size(first, num_records)
-        draws = pretext.draw(batch_size, torch.Generator().manual_seed(0))
-        given = {name: draw.to(device) for name, draw in draws.items()}
-        known = {name: fact.to(device) for name, fact in _made_up_facts(pretext, batch_size).items()}
+
+        def pretext_loss(batch_size: int) -> Loss:
+            draws = pretext.draw(batch_size, torch.Generator().manual_seed(0))
+            given = {name: draw.to(device) for name, draw in draws.items()}
+            known = {name: fact.to(device) for name, fact in _made_up_facts(pretext, batch_size).items()}
+            return lambda signal: pretext(signal, given, **known)
+
         yield first.num_epochs * _seconds(
-            run, first, num_records, device, lambda signal: pretext(signal, given, **known), num_views=pretext.num_views
+            run, first, num_records, device, pretext_loss, budget_s, num_views=pretext.num_views
         )
     if run.task.stages != "pretrain":
         second = run.task.finetune
@@ -114,7 +143,11 @@ def _stages(run: Run, num_records: int, num_labelled: int, device: torch.device)
         frozen = second.mode == "linprobe"  # every record goes through the encoder once; the head costs nothing
         classifier.encoder.requires_grad_(not frozen)
         epochs = 1 if frozen else second.num_epochs
-        yield _seconds(run, second, num_labelled, device, lambda signal: classifier(signal).square().mean()) * epochs
+
+        def class_loss(batch_size: int) -> Loss:
+            return lambda signal: classifier(signal).square().mean()
+
+        yield epochs * _seconds(run, second, num_labelled, device, class_loss, budget_s)
 
 
 def _made_up_facts(pretext: PretextTask, batch_size: int) -> dict[str, Tensor]:
@@ -126,31 +159,45 @@ def _made_up_facts(pretext: PretextTask, batch_size: int) -> dict[str, Tensor]:
     }
 
 
-def _batch_size(stage: Stage, num_records: int) -> int:
-    return max(1, min(stage.batch_size, num_records))
-
-
 def _seconds(
     run: Run,
     stage: Stage,
     num_records: int,
     device: torch.device,
-    loss: Callable[[Tensor], Tensor],
+    loss_of: Callable[[int], Loss],
+    budget_s: float | None,
     *,
     num_views: int = 1,
 ) -> float:
-    """Seconds of one epoch of a stage."""
-    batch_size = _batch_size(stage, num_records)
+    """Seconds of one epoch of a stage; where whole batches would break the budget, from smaller ones."""
+    batch_size = max(1, min(stage.batch_size, num_records))
     views = (num_views,) if num_views > 1 else ()
     shape = (batch_size, *views, len(run.data.leads), run.data.window_samples)
-    signal = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    laps = []
-    for _ in itertools.repeat(None, TIMED_STEPS + 1):
-        started = time.perf_counter()
-        with autocast(stage, device):
-            value = loss(signal)
-        value.backward()  # type: ignore[no-untyped-call]
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        laps.append(time.perf_counter() - started)
-    return min(laps[1:]) * max(1, num_records // batch_size)
+    signals = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    num_batches = max(1, num_records // batch_size)
+
+    def lap(size: int) -> float:
+        return _lap(stage, device, signals[:size], loss_of(size))
+
+    size = batch_size if budget_s is None else min(batch_size, FEW_RECORDS)
+    lap(size)  # warms up
+    began, took = time.perf_counter(), lap(size)
+    while size < batch_size:
+        larger = min(batch_size, 2 * size)
+        assert budget_s is not None
+        if time.perf_counter() - began + took * (larger / size) > budget_s:
+            return took * (batch_size / size) * num_batches
+        size, took = larger, lap(larger)
+    return min(took, *(lap(size) for _ in range(TIMED_STEPS - 1))) * num_batches
+
+
+def _lap(stage: Stage, device: torch.device, signal: Tensor, loss: Loss) -> float:
+    """Seconds of one step."""
+    started = time.perf_counter()
+    with autocast(stage, device):
+        value = loss(signal)
+    value.backward()  # type: ignore[no-untyped-call]
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

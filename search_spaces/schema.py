@@ -162,7 +162,7 @@ class Evaluate(Settings):
     """Bootstrap resamples (by patient) behind every interval."""
 
 
-Command = Literal["search", "train", "evaluate", "report", "prepare", "show", "import"]
+Command = Literal["search", "train", "evaluate", "report", "prepare", "show", "preflight", "import"]
 
 UNCHANGED_BY = {"name", "root", "store_dir", "download", "max_unreadable_share"}
 """Keys of `data` that say where the recordings are, not what they are: a study may move."""
