@@ -1,4 +1,4 @@
-"""What one node of a cluster says of itself before a search: its disks, the recordings, versions, clock.
+"""What one node of a cluster says of itself before a search: its disks, the recordings, versions, clock, speed.
 
 This runs on every node. It imports the standard library and Ray alone, so that it answers within a second even where
 torch would have to be read from a cold disk first.
@@ -237,6 +237,24 @@ def gpus_here() -> int | None:
         return len(list(listing.iterdir())) or None
     except OSError:
         return None
+
+
+def timed_on_this_node(
+    run: dict[str, Any], num_records: int, num_labelled: int, num_gpus: float, num_threads: int, budget_s: float
+) -> tuple[float, str]:
+    """Seconds that one worker alone would compute at a trial (estimate.seconds_alone), and this node's id."""
+    from search_spaces.estimate import seconds_alone  # with torch, which the other questions do without
+    from trainables.settings import Run
+
+    alone = seconds_alone(
+        Run.model_validate(run),
+        num_records,
+        num_labelled,
+        num_gpus=num_gpus,
+        num_threads=num_threads,
+        budget_s=budget_s,
+    )
+    return alone, ray.get_runtime_context().get_node_id()
 
 
 def answer_of(probe: Callable[[], str | None]) -> str | None:

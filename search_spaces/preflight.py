@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -30,9 +31,9 @@ from models.classifier import Classifier
 from search_spaces import node_facts
 from search_spaces import preflight_checks as checks
 from search_spaces.distributions import parse, run_with
-from search_spaces.estimate import cost_of, seconds_alone
-from search_spaces.node_facts import NodeFacts, Request, answer_to, facts_of_this_node, listed
-from search_spaces.preflight_checks import Check, Node
+from search_spaces.estimate import cost_of
+from search_spaces.node_facts import NodeFacts, Request, answer_to, facts_of_this_node, listed, timed_on_this_node
+from search_spaces.preflight_checks import Check, Node, Result
 from search_spaces.schema import Launch
 from search_spaces.connection import ray_instance
 from search_spaces.tuning import concurrency
@@ -45,8 +46,11 @@ from trainables.study import StudyError, StudyFolder
 
 ANSWER_S = 30.0
 """How long a node may take to answer. It takes one or two seconds, a cold one ten; one whose disk hangs, for ever."""
-ESTIMATE_S = 8.0
-"""How long the estimate may take from the moment that the nodes have answered; it is a comfort, not a condition."""
+ESTIMATE_S = 9.0
+"""How long after its beginning a pre-flight still waits for the estimate, which is a comfort and no condition."""
+PATIENT_ESTIMATE_S = 60.0
+"""The same where nothing but the pre-flight was asked for."""
+CONNECT_S = 5.0
 TIMED_S = 1.0  # of each stage
 DASHBOARD_S = 3.0
 ADAMW_STATE = 3  # tensors of a model's size in a trial's state: the weights and two moments
@@ -59,7 +63,7 @@ class Preflight:
     checks: tuple[Check, ...]
     seconds: float
 
-    def of_result(self, result: checks.Result) -> list[Check]:
+    def of_result(self, result: Result) -> list[Check]:
         """The checks that ended so."""
         return [check for check in self.checks if check.result == result]
 
@@ -90,9 +94,14 @@ def ready_cluster(
     Raises:
         StudyError: if nothing answers at the address, or the search cannot run there.
     """
+    refuse_silence(launch.cluster.address)
     with ray_instance(launch.cluster, log_to_driver=launch.debug.enabled):
         whole = say_all or launch.cluster.address is not None
-        found = look_around(launch, study.path, store) if whole else look_at_this_machine(launch, study.path)
+        patience_s = PATIENT_ESTIMATE_S if say_all else ESTIMATE_S
+        if whole:
+            found = look_around(launch, study.path, store, estimate_s=patience_s)
+        else:
+            found = look_at_this_machine(launch, study.path)
         if study.configuration.exists():  # else there is no study yet to write it down for
             study.record(
                 "preflight",
@@ -102,6 +111,25 @@ def ready_cluster(
         say(found, console, say_all=say_all)
         found.refuse()
         yield
+
+
+def refuse_silence(address: str | None) -> None:
+    """Find in seconds that nothing listens at an address, for which Ray would take minutes.
+
+    Raises:
+        StudyError: if nothing does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:  # "auto", or a scheme of Ray's: its own words will do
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StudyError(
+            f"a Ray head must listen at cluster.address={address}, and nothing does ({reason}): start it with "
+            "ray start --head, or type the address that it says then (port 6379 unless another was asked for)"
+        ) from error
 
 
 def say(found: Preflight, console: Console, *, say_all: bool = False) -> None:
@@ -150,7 +178,12 @@ class Stopwatch:
 
 
 def look_around(
-    launch: Launch, study_dir: Path, store: Path, *, probes: Mapping[str, Callable[[], str | None]] | None = None
+    launch: Launch,
+    study_dir: Path,
+    store: Path,
+    *,
+    estimate_s: float = ESTIMATE_S,
+    probes: Mapping[str, Callable[[], str | None]] | None = None,
 ) -> Preflight:
     """Look at every node of the connected cluster.
 
@@ -158,6 +191,7 @@ def look_around(
         launch: what is to run there.
         study_dir: the study's folder.
         store: the prepared recordings.
+        estimate_s: how long to wait for the estimate, from now.
         probes: further checks to call on every node, by name: None where all is well, else one line on what is wrong.
             What has to be reached from everywhere, such as a store of objects, is checked so.
     """
@@ -191,7 +225,7 @@ def look_around(
         slowest = max((facts.seconds.get(part, 0.0) for facts in answers.values()), default=0.0)
         found.append(replace(check, seconds=slowest))
     if timing is not None:
-        found.append(clock.timed(finish_timing(launch, store, nodes, timing)))
+        found.append(clock.timed(finish_timing(launch, store, nodes, timing, max(1.0, estimate_s - clock.total))))
     return Preflight(tuple(found), clock.total)
 
 
@@ -211,7 +245,7 @@ def nodes_of_cluster() -> list[Node]:
 
 
 def _draining_nodes() -> set[str]:
-    """Ids of the nodes that are about to go. Ray has no public function for it; its own Train asks in the same place."""
+    """Ids of the nodes that are about to go. Ray has no public function for it; its own Train asks here, too."""
     return set(ray._private.state.state.get_draining_nodes())
 
 
@@ -334,42 +368,28 @@ def start_timing(launch: Launch, store: Path, nodes: Sequence[Node]) -> Any:
     rows = open_recordings(launch.run, store).split
     cluster = launch.cluster
     num_gpus = _gpus_of_worker(cluster, nodes)
-    timed = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=num_gpus, max_retries=0)(timed_here)
+    timed = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=num_gpus, max_retries=0)(timed_on_this_node)
     return timed.remote(
         launch.run.model_dump(mode="json", by_alias=True),
         len(rows.pretrain),
         len(rows.train),
         num_gpus,
         cluster.cpus_per_worker,
+        TIMED_S,
     )
 
 
-def timed_here(
-    run: dict[str, Any], num_records: int, num_labelled: int, num_gpus: float, num_threads: int
-) -> tuple[float, str]:
-    """Seconds that one worker alone would compute at a trial, and the node on which that was timed."""
-    alone = seconds_alone(
-        Run.model_validate(run),
-        num_records,
-        num_labelled,
-        num_gpus=num_gpus,
-        num_threads=num_threads,
-        budget_s=TIMED_S,
-    )
-    return alone, ray.get_runtime_context().get_node_id()
-
-
-def finish_timing(launch: Launch, store: Path, nodes: Sequence[Node], timing: Any) -> Check:
+def finish_timing(launch: Launch, store: Path, nodes: Sequence[Node], timing: Any, timeout_s: float) -> Check:
     """The estimate, if it comes in time."""
     try:
-        alone, where = ray.get(timing, timeout=ESTIMATE_S)
+        alone, where = ray.get(timing, timeout=timeout_s)
     except GetTimeoutError:
         ray.cancel(timing, force=True)
         return Check(
             "estimate",
-            "warning",
-            f"no worker has timed a step within {ESTIMATE_S:.0f} s: the cluster is busy, or its machines are slow to "
-            "start Python; `ray status` shows who holds what",
+            "note",
+            "none: no worker has timed a step yet, so the cluster is busy or slow to start Python; `ray status` shows "
+            "who holds what, and command=preflight waits longer",
         )
     except RayError as error:
         return Check("estimate", "warning", f"the steps could not be timed on the cluster: {last_line(error)}")
@@ -389,8 +409,8 @@ def _gpus_of_worker(cluster: Cluster, nodes: Sequence[Node]) -> float:
 
 def _at_a_time(cluster: Cluster, nodes: Sequence[Node]) -> int:
     """Trials at a time; none where not one fits."""
+    resources = [node.resources for node in nodes if node.usable]
     try:
-        resources = [node.resources for node in nodes if node.usable]
         return concurrency(cluster, resources, _gpus_of_worker(cluster, nodes))
     except StudyError:
         return 0
@@ -421,4 +441,4 @@ def model_bytes(run: Run) -> int:
         encoder = pooled(fresh_encoder(run), run)
         classifier = Classifier(encoder, 1, drop_path=0.0, head_init_std=0.0)
         models = [classifier] if run.task.stages == "finetune" else [classifier, build_pretext(run)]
-    return max(sum(tensor.nbytes for tensor in model.state_dict().values()) for model in models)
+    return max(sum(int(tensor.nbytes) for tensor in model.state_dict().values()) for model in models)

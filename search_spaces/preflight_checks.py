@@ -323,7 +323,7 @@ def check_clocks(answers: Answers, asked: float, answered: Mapping[Node, float])
     found: list[tuple[Result, str]] = [
         (
             "warning",
-            f"{node.name}: its clock is {abs(error):.0f} s {'ahead' if error > 0 else 'behind'}: set up NTP there",
+            f"{node.name}: its clock is {abs(error):.0f} s {'fast' if error > 0 else 'slow'}: set up NTP there",
         )
         for node, error in errors.items()
         if abs(error) > MAX_CLOCK_ERROR_S

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torchmetrics
 from numpy.typing import NDArray
 
 from data.labels import Kind
@@ -39,6 +38,8 @@ def compute(
     Returns:
         Values by key, e.g. {"val/auroc": 0.91}; decisions are taken at 0.5 or at the most probable class.
     """
+    import torchmetrics  # takes seconds to import, which a process that measures nothing need not wait for
+
     scores, truth = torch.from_numpy(probabilities), torch.from_numpy(targets).long()
     num_classes = scores.shape[1]
     values = {}
