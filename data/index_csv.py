@@ -27,6 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data.labels import LabelProtocol
+from data.plain_pickles import ArraysOnly
 from data.record import LEADS, MV_OF_UNIT, DataError, Record, RecordError, lead_name, one_of
 
 FOLD_OF_TABLE = {"train_csv": 1, "valid_csv": 9, "test_csv": 10}
@@ -405,7 +406,7 @@ def _is_number(cell: str) -> bool:
 
 def _read_pickle(path: Path) -> tuple[_Array, None]:
     with path.open("rb") as file:
-        content = _ArraysOnly(file).load()
+        content = ArraysOnly(file).load()
     array = np.asarray(_signal_of(content) if isinstance(content, dict) else content)
     return array, None
 
@@ -417,26 +418,6 @@ def _signal_of(arrays: Mapping[str, Any]) -> Any:
     if len(arrays) != 1:
         raise ValueError(f"it must hold one array or one called 'signal', got {', '.join(map(str, arrays)) or 'none'}")
     return next(iter(arrays.values()))
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Loads numpy arrays in plain containers: a pickle may otherwise run any program."""
-
-    _ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),  # how protocols 0 to 2 write bytes
-        *(
-            (f"numpy.{core}.{module}", name)
-            for core in ("core", "_core")  # numpy 1 and 2
-            for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-        ),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it must hold numpy arrays in plain containers alone, got {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 _READ_OF_SUFFIX = {

@@ -10,13 +10,18 @@ before the others. GP, CMA-ES and NSGA-II as they are in Optuna learn from compl
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
+from data.plain_pickles import ArraysOnly
 from search_spaces.schema import Sampler
+from trainables.study import StudyError
 
 
 def make_sampler(settings: Sampler, *, seed: int, number: int) -> BaseSampler:
@@ -42,8 +47,39 @@ def make_sampler(settings: Sampler, *, seed: int, number: int) -> BaseSampler:
         if settings.name == "gp":
             return optuna.samplers.GPSampler(n_startup_trials=settings.num_startup_trials, seed=draw)
         if settings.name == "cmaes":
-            return optuna.samplers.CmaEsSampler(n_startup_trials=settings.num_startup_trials, seed=draw)
+            return CmaEs(n_startup_trials=settings.num_startup_trials, seed=draw)
         if settings.name == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=settings.population_size, seed=draw)
         # random; and grid, whose points all wait in the study's queue
         return optuna.samplers.RandomSampler(seed=draw)
+
+
+class CmaEs(optuna.samplers.CmaEsSampler):
+    """Optuna's, which keeps its optimiser as a pickle in the journal: of that, nothing but an optimiser is loaded.
+
+    A study's folder may come from elsewhere, and a pickle may run any program.
+    """
+
+    def _restore_optimizer(self, completed_trials: Sequence[optuna.trial.FrozenTrial]) -> Any:
+        """The optimiser that the last trial with one kept; None where none did.
+
+        Raises:
+            StudyError: if that holds anything else.
+        """
+        for trial in reversed(completed_trials):
+            prefix = self._attr_key_optimizer
+            kept = {key: value for key, value in trial.system_attrs.items() if key.startswith(prefix)}
+            if not kept:
+                continue
+            try:
+                content = bytes.fromhex(self._concat_optimizer_attrs(kept))
+                optimizer = ArraysOnly(io.BytesIO(content), also=[("cmaes._cma", "CMA")]).load()
+                if type(optimizer).__name__ != "CMA":
+                    raise ValueError(f"it is a {type(optimizer).__name__}")
+            except Exception as error:  # noqa: BLE001  a damaged pickle raises anything; nothing of it is used then
+                raise StudyError(
+                    f"the journal must keep an optimiser of CMA-ES with trial {trial.number}, it keeps something else "
+                    f"({' '.join(str(error).split())}): restore journal.log, or type study_dir=DIR for a new study"
+                ) from error
+            return optimizer
+        return None
