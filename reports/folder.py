@@ -319,7 +319,10 @@ def _read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
 def _trials(path: Path, events: list[dict[str, Any]], *, metric: str) -> tuple[Trial, ...]:
     """Trials of the table, and those that only the events know because they still run."""
     curves = _curves(events, metric)
-    rows = {int(row["number"]): row for row in _read_parquet(path).to_dict("records")} if path.exists() else {}
+    table = _read_parquet(path) if path.exists() else pd.DataFrame(columns=TRIAL_COLUMNS)
+    if "number" not in table:
+        raise ValueError(f"{path} lacks the column number: type the line of the search again, which writes it anew")
+    rows = {int(row["number"]): row for row in table.to_dict("records")}
     started = {event["trial"]: event for event in events if event.get("event") == "trial_started"}
     for number in started.keys() - rows.keys():
         rows[number] = {"state": "RUNNING"} | dict(started[number].get("params") or {})

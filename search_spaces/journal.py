@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
 
 from trainables.files import storage_error
+from trainables.study import StudyError
 
 STUDY_NAME = "heartsweep"
 
@@ -88,6 +89,7 @@ def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> tuple[
 
     Raises:
         StorageError: on a full or read-only disk.
+        StudyError: if the file is no journal.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,12 @@ def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> tuple[
         storage = JournalStorage(journal)
     except OSError as error:
         raise storage_error(error, path) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of lines that are no operations
+        reason = " ".join(str(error).split())
+        raise StudyError(
+            f"{path} must be a journal of Optuna's, it cannot be read as one ({type(error).__name__}: {reason}): "
+            "restore it, or type study_dir=DIR for a new study"
+        ) from error
     if any(study.study_name == STUDY_NAME for study in storage.get_all_studies()):
         return optuna.load_study(study_name=STUDY_NAME, storage=storage), journal
     return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction=direction), journal

@@ -124,15 +124,17 @@ class StudyFolder:
         return line
 
     def read_events(self) -> Iterator[dict[str, Any]]:
-        """All events in order; a line that a crash has cut off is left out."""
+        """All events in order; a line that a crash has cut off, or that is none, is left out."""
         if not self.events.exists():
             return
         with self.events.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    yield json.loads(line)
+                    event = json.loads(line)
                 except ValueError:
                     continue
+                if isinstance(event, dict) and "event" in event:
+                    yield event
 
     @contextmanager
     def locked(self) -> Iterator[None]:
