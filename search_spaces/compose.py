@@ -73,6 +73,7 @@ EXAMPLES = (
     ("exactly these three", "search=stmem_ptbxl space=none sampler=grid model.mask_ratio=0.65,0.75,0.85"),
     ("what would run", "command=show search=stmem_ptbxl"),
     ("as a job of a Ray cluster", "search=stmem_ptbxl cluster=job cluster.address=http://127.0.0.1:8265"),
+    ("whether a cluster can run it", "command=preflight search=stmem_ptbxl cluster=ray cluster.address=HOST:PORT"),
     ("a study's report again", "command=report study_dir=DIR"),
     ("one trial of a study again", "command=train study_dir=DIR trial=N"),
     ("a published encoder's weights", "command=import weights=FILE mapping=FILE study_dir=DIR"),

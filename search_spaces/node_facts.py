@@ -45,14 +45,17 @@ class Request:
     """What a node is asked.
 
     Attributes:
-        meeting: a new folder in the study's, in which the driver has put DRIVERS_FILE.
+        meeting: a new folder in the study's, in which the driver has put DRIVERS_FILE; None where the study's folder
+            is the driver's alone.
+        study_dir: the study's folder.
         content: of that file.
         store: of the recordings.
         seed: draws the pages of the store that are looked at.
         probes: further checks by name, called on each node; None where all is well, else one line on what is wrong.
     """
 
-    meeting: Path
+    meeting: Path | None
+    study_dir: Path
     content: str
     store: Path
     seed: int
@@ -81,8 +84,9 @@ class NodeFacts:
     Attributes:
         began: its clock when it began, seconds of the epoch.
         ended: its clock when it ended.
-        storage: "same" where it read the driver's file and wrote its own; else what went wrong: "absent",
-            "another folder", "another content", or the system's words after "cannot read: " or "cannot write: ".
+        storage: "same" where it was asked nothing, or read the driver's file and wrote its own; else what went wrong:
+            "absent", "another folder", "another content", or the system's words after "cannot read: " or
+            "cannot write: ".
         disks: what is left on them.
         data: fingerprint of the store; what went wrong under "error".
         versions: of Python, the packages and our own source.
@@ -123,7 +127,7 @@ def facts_of_this_node(request: Request, name: str) -> NodeFacts:
     storage = timed("storage", met, request, name)
     return NodeFacts(
         storage=storage,
-        disks=disks_here(request.meeting.parent),
+        disks=disks_here(request.study_dir),
         data=timed("data", fingerprint_or_error, request.store, request.seed),
         versions=timed("versions", versions_here),
         cpus=len(os.sched_getaffinity(0)),
@@ -137,8 +141,9 @@ def facts_of_this_node(request: Request, name: str) -> NodeFacts:
 
 def met(request: Request, name: str) -> str:
     """Read the driver's file and leave one's own beside it; nothing is written where the driver's is not."""
-    theirs = request.meeting / DRIVERS_FILE
-    study = request.meeting.parent
+    if request.meeting is None:
+        return "same"
+    theirs, study = request.meeting / DRIVERS_FILE, request.study_dir
     give_up = time.monotonic() + VISIBLE_AFTER_S
     while True:
         try:

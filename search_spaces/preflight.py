@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
@@ -50,7 +50,6 @@ ESTIMATE_S = 9.0
 """How long after its beginning a pre-flight still waits for the estimate, which is a comfort and no condition."""
 PATIENT_ESTIMATE_S = 60.0
 """The same where nothing but the pre-flight was asked for."""
-CONNECT_S = 5.0
 TIMED_S = 1.0  # of each stage
 DASHBOARD_S = 3.0
 ADAMW_STATE = 3  # tensors of a model's size in a trial's state: the weights and two moments
@@ -80,7 +79,14 @@ class Preflight:
 
 @contextmanager
 def ready_cluster(
-    launch: Launch, study: StudyFolder, store: Path, console: Console, *, say_all: bool = False
+    launch: Launch,
+    study: StudyFolder,
+    store: Path,
+    console: Console,
+    *,
+    say_all: bool = False,
+    shared: bool = True,
+    probes: Mapping[str, Callable[[], str | None]] | None = None,
 ) -> Iterator[None]:
     """Connect to the launch's cluster, or start Ray here, and go on only if the search can run there.
 
@@ -90,16 +96,17 @@ def ready_cluster(
         store: the prepared recordings.
         console: where the results are said.
         say_all: say every check, and look at a Ray that is started here as at any cluster.
+        shared: whether every node has to read and write the study's folder.
+        probes: see `look_around`.
 
     Raises:
         StudyError: if nothing answers at the address, or the search cannot run there.
     """
-    refuse_silence(launch.cluster.address)
     with ray_instance(launch.cluster, log_to_driver=launch.debug.enabled):
         whole = say_all or launch.cluster.address is not None
         patience_s = PATIENT_ESTIMATE_S if say_all else ESTIMATE_S
         if whole:
-            found = look_around(launch, study.path, store, estimate_s=patience_s)
+            found = look_around(launch, study.path, store, estimate_s=patience_s, shared=shared, probes=probes)
         else:
             found = look_at_this_machine(launch, study.path)
         if study.configuration.exists():  # else there is no study yet to write it down for
@@ -111,25 +118,6 @@ def ready_cluster(
         say(found, console, say_all=say_all)
         found.refuse()
         yield
-
-
-def refuse_silence(address: str | None) -> None:
-    """Find in seconds that nothing listens at an address, for which Ray would take minutes.
-
-    Raises:
-        StudyError: if nothing does.
-    """
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdigit() or "/" in host:  # "auto", or a scheme of Ray's: its own words will do
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StudyError(
-            f"a Ray head must listen at cluster.address={address}, and nothing does ({reason}): start it with "
-            "ray start --head, or type the address that it says then (port 6379 unless another was asked for)"
-        ) from error
 
 
 def say(found: Preflight, console: Console, *, say_all: bool = False) -> None:
@@ -183,6 +171,7 @@ def look_around(
     store: Path,
     *,
     estimate_s: float = ESTIMATE_S,
+    shared: bool = True,
     probes: Mapping[str, Callable[[], str | None]] | None = None,
 ) -> Preflight:
     """Look at every node of the connected cluster.
@@ -192,6 +181,7 @@ def look_around(
         study_dir: the study's folder.
         store: the prepared recordings.
         estimate_s: how long to wait for the estimate, from now.
+        shared: whether every node has to read and write the study's folder.
         probes: further checks to call on every node, by name: None where all is well, else one line on what is wrong.
             What has to be reached from everywhere, such as a store of objects, is checked so.
     """
@@ -202,17 +192,22 @@ def look_around(
     timing = None if found[0].result == "refused" else start_timing(launch, store, nodes)
     with meeting_folder(study_dir) as meeting:
         seed = secrets.randbits(32)
-        request = Request(meeting, secrets.token_hex(16), store, seed, probes)
+        request = Request(meeting if shared else None, study_dir, secrets.token_hex(16), store, seed, probes)
         write_atomically(meeting / node_facts.DRIVERS_FILE, request.content.encode())
         asked = time.time()
         tasks = ask([node for node in nodes if node.usable], request)
-        found += [clock.timed(check) for check in meanwhile(launch.cluster)]
+        found += [clock.timed(check) for check in meanwhile(launch.cluster, nodes)]
         ours, versions = fingerprint(store, seed=seed), node_facts.versions_here()
         answers, answered, failures = gather(tasks)
-        seen = {node: read_back(request, node) for node in answers}
+        seen = {node: read_back(meeting, request, node) for node in answers if shared}
+    if failures:  # who has died or been told to go since is left out, as if it had been so from the beginning
+        nodes = nodes_of_cluster()
+        usable = {node.id for node in nodes if node.usable}
+        failures = {node: problem for node, problem in failures.items() if node.id in usable}
+        found[0] = replace(checks.check_capacity(nodes, launch.cluster), seconds=found[0].seconds)
     found.append(clock.timed(checks.check_nodes(nodes, failures)))
-    of_nodes = {
-        "storage": checks.check_storage(answers, str(study_dir), seen),
+    of_nodes = {"storage": checks.check_storage(answers, str(study_dir), seen)} if shared else {}
+    of_nodes |= {
         "free space": checks.check_space(
             {node: facts.disks for node, facts in answers.items()}, needed_bytes(launch, nodes)
         ),
@@ -303,30 +298,35 @@ def last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
 
 
-def read_back(request: Request, node: Node) -> bool:
+def read_back(meeting: Path, request: Request, node: Node) -> bool:
     """Whether the driver sees what a node has written, for which a network file system may need a moment."""
     give_up = time.monotonic() + node_facts.VISIBLE_AFTER_S
     while True:
         try:
-            if (request.meeting / node.id).read_text() == answer_to(request.content, node.id):
+            if (meeting / node.id).read_text() == answer_to(request.content, node.id):
                 return True
         except (OSError, ValueError):
             pass
         if time.monotonic() > give_up:
             return False
         time.sleep(0.1)
-        listed(request.meeting)
+        listed(meeting)
 
 
 # -------- while they do
 
 
-def meanwhile(cluster: Cluster) -> Iterator[Check]:
+def meanwhile(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Check]:
     """What the driver finds out itself."""
-    address = ray.get_runtime_context().gcs_address
-    yield checks.check_authentication(address, token_here=token_is_shown(), open_to_all=open_to_all())
+    yield checks.check_authentication(machines_beyond(nodes), token_here=token_is_shown(), open_to_all=open_to_all())
     if cluster.workers_per_trial > 1:
         yield checks.check_dashboard(dashboard_problem())
+
+
+def machines_beyond(nodes: Sequence[Node]) -> list[str]:
+    """The addresses of a cluster's nodes that are not this machine's own."""
+    here = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return sorted({node.address for node in nodes if node.alive} - here)
 
 
 def token_is_shown() -> bool:

@@ -6,7 +6,6 @@ search, lose trials or falsify them; `warning` is what somebody should know befo
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -339,33 +338,23 @@ def clock_error(began: float, ended: float, asked: float, answered: float) -> fl
 # -------- who may use the cluster
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only processes of this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def check_authentication(address: str, *, token_here: bool, open_to_all: bool | None) -> Check:
+def check_authentication(beyond: Sequence[str], *, token_here: bool, open_to_all: bool | None) -> Check:
     """Whether strangers are kept out.
 
     Args:
-        address: the head's, HOST:PORT.
+        beyond: addresses of the cluster's machines other than this one.
         token_here: whether this process shows a token.
         open_to_all: whether the dashboard answers without one; None where it could not be asked.
     """
-    host = address.rpartition(":")[0].strip("[]")
-    cure = "start it with RAY_AUTH_MODE=token and a token file on every node, and type RAY_AUTH_MODE=token here"
-    if is_loopback(host):
-        token = "with" if token_here else "without"
-        return Check("authentication", "ok", f"{host} is reached from this machine alone, {token} a token")
-    if not token_here or open_to_all:
-        found = "runs what anybody on its network sends" if open_to_all else "is used without a token"
-        return Check(
-            "authentication", "refused", f"a cluster beyond this machine needs a token, {host} {found}: {cure}"
-        )
-    return Check("authentication", "ok", f"{host} asks for a token" if open_to_all is False else "a token is shown")
+    name = "authentication"
+    if token_here and not open_to_all:
+        return Check(name, "ok", "the cluster asks for a token" if open_to_all is False else "a token is shown")
+    found = "asks for no token" if open_to_all else "is used without a token"
+    cure = "start it with RAY_AUTH_MODE=token and the same token on every node, and export RAY_AUTH_MODE=token here"
+    if not beyond:
+        return Check(name, "warning", f"the cluster is on this machine alone and {found}; whoever reaches it: {cure}")
+    where = ", ".join(beyond[:MAX_NAMED])
+    return Check(name, "refused", f"a cluster with other machines ({where}) must ask for a token, it {found}: {cure}")
 
 
 def check_dashboard(problem: str | None) -> Check:

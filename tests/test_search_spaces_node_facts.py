@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,12 +23,16 @@ def request_(tmp_path):
     meeting = tmp_path / "study" / ".preflight-1"
     meeting.mkdir(parents=True)
     (meeting / DRIVERS_FILE).write_text("secret")
-    return Request(meeting, "secret", tmp_path / "store", 0)
+    return Request(meeting, meeting.parent, "secret", tmp_path / "store", 0)
 
 
 def test_a_node_that_reads_the_drivers_file_leaves_one_that_shows_it(request_):
     assert met(request_, "n1") == "same"
     assert (request_.meeting / "n1").read_text() == answer_to("secret", "n1") != answer_to("other", "n1")
+
+
+def test_a_node_is_not_asked_for_a_folder_that_is_the_drivers_alone(request_):
+    assert met(replace(request_, meeting=None, study_dir=Path("/nowhere")), "n1") == "same"
 
 
 def test_a_node_that_sees_another_folder_says_so_and_writes_nothing(request_):

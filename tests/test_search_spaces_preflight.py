@@ -14,11 +14,13 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayError
 from rich.console import Console
 
+from search_spaces import preflight as preflight_module
 from search_spaces.compose import compose_choices
-from search_spaces.preflight import Preflight, default_runs, model_bytes, refuse_silence, say
-from search_spaces.preflight_checks import Check
+from search_spaces.preflight import Preflight, default_runs, gather, model_bytes, say
+from search_spaces.preflight_checks import Check, Node
 from search_spaces.schema import checked
 from trainables.pretrain import build_pretext
 from trainables.study import StudyError
@@ -60,24 +62,46 @@ def test_every_check_is_said_where_the_pre_flight_was_asked_for():
     assert len(said(Preflight((WELL, TOLD, *REFUSED), 2.0), say_all=True).splitlines()) == 5
 
 
-def test_an_address_where_nothing_listens_is_told_in_seconds():
-    with closing(socket.socket()) as bound:
-        bound.bind(("127.0.0.1", 0))
-        port = bound.getsockname()[1]
-        with pytest.raises(StudyError, match=rf"cluster.address=127.0.0.1:{port}, and nothing does .*ray start --head"):
-            refuse_silence(f"127.0.0.1:{port}")
-        bound.listen()
-        refuse_silence(f"127.0.0.1:{port}")
-    for others in (None, "auto", "ray://head:10001"):
-        refuse_silence(others)
-
-
 def test_a_models_size_is_known_without_building_it():
     launch = checked(compose_choices([*SYNTHETIC]).tree)
     built = build_pretext(launch.run).state_dict().values()
     assert model_bytes(launch.run) >= sum(tensor.nbytes for tensor in built)
     several = checked(compose_choices(["search=methods_ptbxl", *SYNTHETIC[1:]]).tree)
     assert len({model_bytes(run) for run in default_runs(several)}) > 1
+
+
+# -------- who answers
+
+
+class Cluster:
+    """Stands for Ray: what its tasks give, or None of those that never end."""
+
+    def __init__(self, ends):
+        self.ends, self.cancelled = ends, []
+
+    def wait(self, tasks, *, num_returns, timeout):
+        ready = [task for task in tasks if self.ends[task] is not None][:num_returns]
+        return ready, [task for task in tasks if task not in ready]
+
+    def get(self, task):
+        if isinstance(self.ends[task], Exception):
+            raise self.ends[task]
+        return self.ends[task]
+
+    def cancel(self, task, *, force):
+        self.cancelled.append(task)
+
+
+def test_a_node_that_fails_or_says_nothing_is_named_and_not_waited_for(monkeypatch):
+    nodes = [Node(name * 56, f"10.0.0.{number}", {"CPU": 1.0}) for number, name in enumerate("abc")]
+    ray = Cluster({"a": "facts", "b": RayError("first line\nModuleNotFoundError: No module named 'data'"), "c": None})
+    monkeypatch.setattr(preflight_module, "ray", ray)
+    answers, answered, failures = gather(dict(zip(nodes, "abc", strict=True)))
+    assert answers == {nodes[0]: "facts"}
+    assert answered.keys() == answers.keys()
+    assert failures[nodes[1]] == "its task failed (ModuleNotFoundError: No module named 'data')"
+    assert "has said nothing for 30 s although Ray hears of it" in failures[nodes[2]]
+    assert ray.cancelled == ["c"]
 
 
 # -------- three nodes
@@ -168,7 +192,7 @@ def test_three_nodes_are_looked_at_within_ten_seconds(looked_at):
         *("clocks", "estimate"),
     }
     assert all(line.startswith("  ok") for line in lines.values()), text
-    assert "asks for a token" in lines["authentication"]
+    assert "the cluster asks for a token" in lines["authentication"]
     assert "1 trial at a time" in lines["capacity"]
     assert "device-hours (timed on" in lines["estimate"]
     seconds = float(re.search(r"pre-flight: 11 checks, ([\d.]+) s", text)[1])
