@@ -39,6 +39,7 @@ from search_spaces.connection import ray_instance
 from search_spaces.tuning import concurrency
 from trainables.classify import pooled
 from trainables.files import write_atomically
+from trainables.nodes import draining_nodes
 from trainables.pretrain import build_pretext, fresh_encoder
 from trainables.recordings import open_recordings
 from trainables.settings import Cluster, Run
@@ -226,7 +227,7 @@ def look_around(
 
 def nodes_of_cluster() -> list[Node]:
     """All nodes that the connected cluster knows of, the dead ones too."""
-    leaving = _draining_nodes()
+    leaving = draining_nodes()
     return [
         Node(
             id=node["NodeID"],
@@ -237,11 +238,6 @@ def nodes_of_cluster() -> list[Node]:
         )
         for node in ray.nodes()
     ]
-
-
-def _draining_nodes() -> set[str]:
-    """Ids of the nodes that are about to go. Ray has no public function for it; its own Train asks here, too."""
-    return set(ray._private.state.state.get_draining_nodes())
 
 
 # -------- one task on each node
