@@ -182,6 +182,20 @@ def listed(folder: Path) -> None:
         return
 
 
+def listing(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of the files in a folder; none where it is not there."""
+    return sorted((path.name, path.stat().st_size) for path in folder.glob("*") if path.is_file())
+
+
+def other_listing(folder: Path, wanted: list[tuple[str, int]]) -> str | None:
+    """What is wrong with this node's copy of a folder, told from its files' names and sizes; None where nothing is."""
+    found = listing(folder)
+    if found == wanted:
+        return None
+    differing = sorted({name for name, _ in set(wanted) ^ set(found)})
+    return f"{folder} must hold the files that it holds on the driver's machine, {', '.join(differing[:3])} differ"
+
+
 def reason_of(error: Exception) -> str:
     """An error in the system's words, on one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())

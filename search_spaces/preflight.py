@@ -7,6 +7,7 @@ and preflight_checks.py says what follows.
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
@@ -30,12 +31,12 @@ from data.fingerprint import fingerprint
 from models.classifier import Classifier
 from search_spaces import node_facts
 from search_spaces import preflight_checks as checks
+from search_spaces.connection import ray_instance
 from search_spaces.distributions import parse, run_with
 from search_spaces.estimate import cost_of
 from search_spaces.node_facts import NodeFacts, Request, answer_to, facts_of_this_node, listed, timed_on_this_node
 from search_spaces.preflight_checks import Check, Node, Result
-from search_spaces.schema import Launch
-from search_spaces.connection import ray_instance
+from search_spaces.schema import Launch, dotted
 from search_spaces.tuning import concurrency
 from trainables.classify import pooled
 from trainables.files import write_atomically
@@ -187,7 +188,7 @@ def look_around(
             What has to be reached from everywhere, such as a store of objects, is checked so.
     """
     clock = Stopwatch()
-    probes = probes or {}
+    probes = {**probes_of_folders(launch), **(probes or {})}
     nodes = nodes_of_cluster()
     found = [clock.timed(checks.check_capacity(nodes, launch.cluster, ray.available_resources()))]
     timing = None if found[0].result == "refused" else start_timing(launch, store, nodes)
@@ -223,6 +224,20 @@ def look_around(
     if timing is not None:
         found.append(clock.timed(finish_timing(launch, store, nodes, timing, max(1.0, estimate_s - clock.total))))
     return Preflight(tuple(found), clock.total)
+
+
+def probes_of_folders(launch: Launch) -> dict[str, Callable[[], str | None]]:
+    """A check of each folder that every trial reads beside the recordings: a text encoder's."""
+    tree = launch.model_dump(mode="json", by_alias=True)
+    found = {
+        Path(value)
+        for key, value in dotted({"model": tree["model"], "options": tree["options"]}).items()
+        if key.endswith(".folder") and value
+    }
+    return {
+        folder.name: functools.partial(node_facts.other_listing, folder, node_facts.listing(folder))
+        for folder in sorted(found)
+    }
 
 
 def nodes_of_cluster() -> list[Node]:
@@ -433,8 +448,15 @@ def default_runs(launch: Launch) -> list[Run]:
 
 def model_bytes(run: Run) -> int:
     """Of the larger of a run's two models."""
-    with torch.device("meta"):
-        encoder = pooled(fresh_encoder(run), run)
-        classifier = Classifier(encoder, 1, drop_path=0.0, head_init_std=0.0)
-        models = [classifier] if run.task.stages == "finetune" else [classifier, build_pretext(run)]
+    try:
+        with torch.device("meta"):
+            models = _models_of(run)
+    except ValueError:  # a text encoder that is loaded from a folder cannot be made without its values
+        models = _models_of(run)
     return max(sum(int(tensor.nbytes) for tensor in model.state_dict().values()) for model in models)
+
+
+def _models_of(run: Run) -> list[torch.nn.Module]:
+    encoder = pooled(fresh_encoder(run), run)
+    classifier = Classifier(encoder, 1, drop_path=0.0, head_init_std=0.0)
+    return [classifier] if run.task.stages == "finetune" else [classifier, build_pretext(run)]

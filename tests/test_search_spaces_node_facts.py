@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from search_spaces import node_facts
-from search_spaces.node_facts import DRIVERS_FILE, Request, answer_of, answer_to, fingerprint_or_error, met, usage_of
+from search_spaces.node_facts import (
+    DRIVERS_FILE,
+    Request,
+    answer_of,
+    answer_to,
+    fingerprint_or_error,
+    listing,
+    met,
+    other_listing,
+    usage_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +91,15 @@ def test_a_store_is_said_to_be_missing_by_what_is_missing(tmp_path, tiny_store):
     assert fingerprint_or_error(copy, 5) == fingerprint_or_error(tiny_store.path, 5)
     (copy / "index.parquet").unlink()
     assert fingerprint_or_error(copy, 0) == {"error": f"there is no {copy / 'index.parquet'}"}
+
+
+def test_another_copy_of_a_folder_is_told_by_its_files(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    wanted = listing(tmp_path)
+    assert other_listing(tmp_path, wanted) is None
+    (tmp_path / "config.json").write_text("{ }")
+    assert "config.json differ" in other_listing(tmp_path, wanted)
+    assert "config.json differ" in other_listing(tmp_path / "none", wanted)
 
 
 def test_versions_are_those_of_this_process():

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from search_spaces import preflight as preflight_module
 from search_spaces.compose import compose_choices
-from search_spaces.preflight import Preflight, default_runs, gather, model_bytes, say
+from search_spaces.preflight import Preflight, default_runs, gather, model_bytes, probes_of_folders, say
 from search_spaces.preflight_checks import Check, Node
 from search_spaces.schema import checked
 from trainables.pretrain import build_pretext
@@ -68,6 +68,26 @@ def test_a_models_size_is_known_without_building_it():
     assert model_bytes(launch.run) >= sum(tensor.nbytes for tensor in built)
     several = checked(compose_choices(["search=methods_ptbxl", *SYNTHETIC[1:]]).tree)
     assert len({model_bytes(run) for run in default_runs(several)}) > 1
+
+
+def test_a_text_encoder_of_ones_own_is_looked_for_on_every_node_and_counted(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "sinus": 4, "rhythm": 5}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=model, **special).save_pretrained(tmp_path)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = transformers.BertModel(transformers.BertConfig(vocab_size=6, **small))
+    encoder.save_pretrained(tmp_path)
+    typed = ["text_encoder=pretrained", f"model.text_encoder.folder={tmp_path}", "model.text_encoder.max_tokens=16"]
+    launch = checked(compose_choices(["search=meclip_ptbxl", *typed]).tree)
+    assert model_bytes(launch.run) > sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    (probe,) = probes_of_folders(launch).values()
+    assert probe() is None
+    (tmp_path / "model.safetensors").unlink()
+    assert "model.safetensors differ" in probe()
+    assert probes_of_folders(checked(compose_choices([*SYNTHETIC]).tree)) == {}
 
 
 # -------- who answers
