@@ -465,15 +465,12 @@ ALLOWED = {
     ("data/plain_pickles.py", "pickle.UnpicklingError"): "an error's name",
     ("data/index_csv.py", "pickle.UnpicklingError"): "an error's name",
     ("trainables/foreign.py", "pickle.UnpicklingError"): "an error's name",
-    (
-        "search_spaces/tuning.py",
-        "get_pickled_error",
-    ): "of a trial of this very run, from Ray's own folder",
+    ("search_spaces/tuning.py", "cloudpickle.load"): "the error that Tune has just written to this driver's folder",
 }
 """(file, name) of what looks like an unpickler, and why it may be there."""
 MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle", "hickle"}
 CALLS = {"eval", "exec", "compile", "__import__"}
-METHODS = {"read_pickle", "to_pickle", "unsafe_load", "full_load", "get_pickled_error", "load_snapshot"}
+METHODS = {"read_pickle", "read_hdf", "to_pickle", "unsafe_load", "full_load", "get_pickled_error", "load_snapshot"}
 SAFE_ARGUMENT = {("torch", "load"): ("weights_only", True), ("np", "load"): ("allow_pickle", False)}
 
 
@@ -490,6 +487,8 @@ def unpicklers_in(source):
             }
         elif isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in MODULES:
             found |= {(node.lineno, f"from {node.module} import {alias.name}") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and any(alias.name in MODULES and alias.asname for alias in node.names):
+            found.add((node.lineno, f"from {node.module} import one as another"))
         elif isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in ("yaml", "torch", "numpy"):
             found |= {(node.lineno, f"from {node.module} import load") for alias in node.names if alias.name == "load"}
         elif isinstance(node, ast.Attribute):
@@ -500,7 +499,7 @@ def unpicklers_in(source):
                 found.add((node.lineno, node.attr))
             elif owner == "yaml" and node.attr in ("load", "load_all", "Loader", "UnsafeLoader", "FullLoader"):
                 found.add((node.lineno, f"yaml.{node.attr}"))
-            elif owner == "torch" and node.attr in ("package", "hub"):
+            elif owner == "torch" and node.attr in ("package", "hub", "jit"):
                 found.add((node.lineno, f"torch.{node.attr}"))
         elif isinstance(node, ast.Call):
             found |= _calls(node)
@@ -529,6 +528,8 @@ def _calls(node):
         "import pickle as p\np.loads(x)",
         "from pickle import loads",
         "import cloudpickle",
+        "from ray import cloudpickle\ncloudpickle.loads(x)",
+        "from ray import cloudpickle as cp",
         "import joblib",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
@@ -544,6 +545,8 @@ def _calls(node):
         "exec(text)",
         "trial.get_pickled_error()",
         "torch.hub.load('a', 'b')",
+        "torch.jit.load(path)",
+        "pd.read_hdf(path)",
     ],
 )
 def test_an_unpickler_is_found_in(source):
