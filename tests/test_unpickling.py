@@ -589,9 +589,10 @@ def test_the_oldest_arrow_allowed_unpickles_no_schema():
 
 @pytest.mark.cluster
 def test_a_search_goes_on_in_a_folder_full_of_programs_and_opens_none(tmp_path, program):
-    typed = [*SYNTHETIC, "data.leads=[II,V2]", "data.window_s=1.2", "search.num_trials=1", "evaluate.num_resamples=10"]
-    typed += ["data.max_train_patients=null", "data.max_valid_patients=null", "data.reader.num_patients=100"]
-    typed += ["task.pretrain.num_epochs=1", "task.finetune.num_epochs=1", "cluster.num_cpus=1", "study_dir=study"]
+    typed = [*SYNTHETIC, "data.leads=[I,II,V2]", "data.window_s=3.0", "data.reader.num_patients=150"]
+    typed += ["data.max_train_patients=null", "data.max_valid_patients=null", "search.num_trials=1"]
+    typed += ["task.pretrain.num_epochs=1", "task.finetune.num_epochs=1", "evaluate.num_resamples=10"]
+    typed += ["cluster.num_cpus=1", "study_dir=study"]
     for name in LEFT_OVERS:
         (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "study" / name).write_bytes(program)
