@@ -1,5 +1,6 @@
 """What follows from what nodes say of themselves: what ends a night's search is refused, what does not is said."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -7,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces import preflight_checks as checks
+from search_spaces.compose import compose_choices
 from search_spaces.estimate import Estimate
 from search_spaces.node_facts import Disks, NodeFacts
 from search_spaces.preflight_checks import Check, Node
-from search_spaces.schema import Search
-from trainables.settings import Cluster
+from search_spaces.schema import checked
 
 GIB = 2**30
 VERSIONS = {"our code": "abc", "Python": "3.11.2", "ray": "2.60.0", "torch": "2.13.0", "numpy": "2.3", "optuna": "5.0"}
@@ -35,14 +36,13 @@ def facts(**changes):
     return replace(usual, **changes)
 
 
+@functools.cache
+def shipped():
+    return checked(compose_choices(["search=stmem_ptbxl"]).tree)
+
+
 def cluster(**changes):
-    settings = {
-        "workers_per_trial": 1,
-        "cpus_per_worker": 1,
-        "gpus_per_worker": "auto",
-        "max_concurrent_trials": "auto",
-    }
-    return Cluster(address="auto", num_cpus=None, **(settings | changes))
+    return shipped().cluster.model_copy(update=changes)
 
 
 def says(check, result, *words):
@@ -245,8 +245,7 @@ def test_a_further_check_speaks_for_every_node():
 
 
 def search(**changes):
-    settings = {"num_trials": 10, "keep_best": 3, "max_hours": None, "max_device_hours": None} | changes
-    return Search(name="x", metric="val/auroc", direction="maximize", **settings)
+    return shipped().search.model_copy(update=changes)
 
 
 def test_the_estimate_says_time_and_device_hours_and_which_budget_ends_it():
