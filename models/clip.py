@@ -67,7 +67,8 @@ class CLIP(PretextTask):
         self.encoder, self.text_encoder = encoder, text_encoder
         self.ecg_projector = Projector(encoder.width, projector, norm_last=False)
         self.text_projector = Projector(text_encoder.width, projector, norm_last=False)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        # a row of its own: what is sharded over workers is cut by rows
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]), requires_grad=learn_temperature)
 
     @property
     def reads(self) -> Sequence[Fact]:

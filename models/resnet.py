@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.batch_norm import BatchNorm
 from models.encoder import Encoder, Gift, lead_rows
+from models.unit import Unit
 
 ResNetSize = Literal["laptop", "resnet18", "resnet34", "resnet50"]
 
@@ -118,7 +119,7 @@ def projection(channels_in: int, channels_out: int, stride: int) -> nn.Module:
     return ConvNorm(channels_in, channels_out, 1, stride=stride)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Unit):
     """Convolutions added to a shortcut, then ReLU: (B, channels_in, t) -> (B, expansion * channels, t / stride)."""
 
     def __init__(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoder import Encoder, Gift, lead_rows
+from models.unit import Unit
 
 S4DSize = Literal["laptop", "s4d"]
 
@@ -111,7 +112,7 @@ class S4D(Encoder):
         return self.depth + 1 if part == "norm" else 0
 
 
-class Block(nn.Module):
+class Block(Unit):
     """Norm, state-space models, GELU, and a gated mixture of channels, added to the input: (B, t, D) -> (B, t, D)."""
 
     def __init__(self, width: int, state_size: int, memory: tuple[float, float], bidirectional: bool) -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.unit import Unit
+
 HEAD_WIDTH = 64
 """Width of an attention head, whatever the width of the tokens, unless a model says otherwise."""
 
@@ -86,7 +88,7 @@ class Attention(nn.Module):
         return mixed
 
 
-class Block(nn.Module):
+class Block(Unit):
     """A pre-norm transformer block: attention, then a feed-forward net four times as wide, each added to its input.
 
     Source: ViT, Dosovitskiy et al. 2021, arXiv:2010.11929, eq. 2-3.

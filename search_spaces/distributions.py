@@ -570,7 +570,7 @@ def _try(tree: Mapping[str, Any], leaf: Leaf | None, value: Any = None) -> None:
         check_components(run)
         # a model is built for its own keys and for those of its input; a learning rate is none of its business
         if leaf is None or leaf.key.startswith(OF_THE_MODEL):
-            check_model(run)
+            check_model(run, sharded=tree["cluster"]["sharding"] == "full")
     except ValidationError as error:
         raise ChoiceError(_blamed(prefix, leaf, value, problems(error, run_tree))) from error
     except MisfitError as error:

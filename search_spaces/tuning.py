@@ -236,7 +236,7 @@ def concurrency(cluster: Cluster, nodes: Sequence[Mapping[str, float]], num_gpus
     """How many trials run at a time: what the cluster holds, at most what was typed.
 
     Args:
-        cluster: what a trial needs; a worker lies on one node, the workers of a trial on any.
+        cluster: what a trial needs; a worker lies on one node, the workers of a trial where its placement allows.
         nodes: the resources of each.
         num_gpus: of each worker.
 
@@ -251,15 +251,33 @@ def concurrency(cluster: Cluster, nodes: Sequence[Mapping[str, float]], num_gpus
         return math.floor(min(room) + 1e-9)
 
     workers = cluster.workers_per_trial
-    fitting = sum(map(workers_on, nodes)) // workers
+    fitting = gangs_on([workers_on(node) for node in nodes], workers, cluster.placement)
     if fitting < 1:
         demand = f"{cluster.cpus_per_worker} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
         has = "; ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
+        where = {"strict_pack": "all on one node", "strict_spread": "each on a node of its own"}
+        strict = cluster.placement in where
         raise StudyError(
-            f"a trial needs {workers} x ({demand}), each on one node, and the cluster's nodes have {has}: lower "
-            "cluster.workers_per_trial, cluster.cpus_per_worker or cluster.gpus_per_worker"
+            f"a trial needs {workers} x ({demand}), {where.get(cluster.placement, 'each on one node')}, and the "
+            f"cluster's nodes have {has}: lower cluster.workers_per_trial, cluster.cpus_per_worker or "
+            "cluster.gpus_per_worker" + (f", or type cluster.placement={cluster.placement[7:]}" if strict else "")
         )
     return fitting if cluster.max_concurrent_trials == "auto" else min(fitting, cluster.max_concurrent_trials)
+
+
+def gangs_on(rooms: Sequence[int], workers: int, placement: str) -> int:
+    """How many gangs of so many workers fit on nodes with room for so many workers each.
+
+    With strict_spread, where many gangs fit only in one way, Ray may place the first ones otherwise; the last then
+    waits for one of them to end.
+    """
+    if placement == "strict_pack":
+        return sum(room // workers for room in rooms)
+    most = sum(rooms) // workers
+    if placement != "strict_spread":
+        return most
+    # a node takes one worker of each gang: n gangs fit where the nodes hold n each at most, and n * workers together
+    return next(n for n in range(most, -1, -1) if sum(min(room, n) for room in rooms) >= n * workers)
 
 
 class Places:
@@ -363,9 +381,10 @@ def run_trials(
             num_gpus=places.num_gpus,
             cpus_per_worker=cluster.cpus_per_worker,
             attempt=trial.attempt,
+            sharding=cluster.sharding,
         )
-        avoid = sorted(places.avoided)
-        return {**assignment.to_config(), "num_workers": cluster.workers_per_trial, "avoid_nodes": avoid}
+        gang = {"num_workers": cluster.workers_per_trial, "placement": cluster.placement}
+        return {**assignment.to_config(), **gang, "avoid_nodes": sorted(places.avoided)}
 
     trouble, sentinel = Trouble(), Sentinel(ledger.folder)
     following, room = LedgerScheduler(ledger, trouble, on_change, places, sentinel), places.room

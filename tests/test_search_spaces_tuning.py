@@ -1,8 +1,10 @@
 """What the cluster can hold, and what Tune's results are to the ledger."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from search_spaces.tuning import concurrency, unflattened
+from search_spaces.tuning import concurrency, gangs_on, unflattened
 from trainables.settings import Cluster
 from trainables.study import StudyError
 
@@ -10,6 +12,8 @@ from trainables.study import StudyError
 def cluster(**changes):
     settings = {
         "workers_per_trial": 1,
+        "sharding": "none",
+        "placement": "pack",
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",
         "max_concurrent_trials": "auto",
@@ -26,6 +30,12 @@ def cluster(**changes):
         ({"workers_per_trial": 2}, [{"CPU": 1}, {"CPU": 1}], 0, 1),  # a gang may be
         ({}, [{"CPU": 16, "GPU": 1}, {"CPU": 4}], 1, 1),  # CPUs without a GPU hold none
         ({}, [{"CPU": 16, "GPU": 2}], 0.25, 8),
+        ({"workers_per_trial": 2, "placement": "spread"}, [{"CPU": 4}], 0, 2),  # where it can be
+        ({"workers_per_trial": 2, "placement": "strict_pack"}, [{"CPU": 3}, {"CPU": 3}, {"CPU": 1}], 0, 2),
+        ({"workers_per_trial": 2, "placement": "pack"}, [{"CPU": 3}, {"CPU": 3}, {"CPU": 1}], 0, 3),
+        ({"workers_per_trial": 2, "placement": "strict_spread"}, [{"CPU": 8}, {"CPU": 1}], 0, 1),
+        ({"workers_per_trial": 2, "placement": "strict_spread"}, [{"CPU": 2}, {"CPU": 1}, {"CPU": 1}], 0, 2),
+        ({"workers_per_trial": 3, "placement": "strict_spread"}, [{"CPU": 4}] * 4, 0, 5),
         ({"max_concurrent_trials": 3}, [{"CPU": 16}], 0, 3),
         ({"max_concurrent_trials": 30}, [{"CPU": 16}], 0, 16),
     ],
@@ -40,6 +50,40 @@ def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is():
     assert "\n" not in str(e.value)
     with pytest.raises(StudyError, match=r"needs 2 x \(1 CPU and 1 GPU\)"):
         concurrency(cluster(workers_per_trial=2), [{"CPU": 16, "GPU": 1}], 1)
+
+
+@pytest.mark.parametrize(
+    ("placement", "nodes", "where"),
+    [
+        ("strict_pack", [{"CPU": 1}, {"CPU": 1}], "all on one node"),
+        ("strict_spread", [{"CPU": 8}], "each on a node of its own"),
+    ],
+)
+def test_a_placement_that_no_nodes_allow_is_refused_with_the_one_that_they_do(placement, nodes, where):
+    gang = cluster(workers_per_trial=2, placement=placement)
+    with pytest.raises(StudyError, match=rf"needs 2 x \(1 CPU\), {where}, .*cluster.placement={placement[7:]}$"):
+        concurrency(gang, nodes, 0)
+    assert concurrency(cluster(workers_per_trial=2, placement=placement[7:]), nodes, 0) >= 1
+
+
+@given(
+    rooms=st.lists(st.integers(0, 6), min_size=1, max_size=5),
+    workers=st.integers(2, 4),
+)
+def test_gangs_that_are_spread_strictly_can_all_be_placed_and_one_more_cannot(rooms, workers):
+    def placed(number):
+        """Whether so many gangs fit when each takes the emptiest nodes, which is the best way."""
+        left = sorted(rooms)
+        for _ in range(number):
+            left = sorted(left)
+            if len(left) < workers or left[-workers] < 1:
+                return False
+            left[-workers:] = [room - 1 for room in left[-workers:]]
+        return True
+
+    number = gangs_on(rooms, workers, "strict_spread")
+    assert placed(number)
+    assert not placed(number + 1)
 
 
 def test_a_worker_has_one_gpu_where_there_are_any_unless_told_otherwise():

@@ -78,12 +78,14 @@ def test_a_joint_run_keeps_nothing_of_its_first_stage(tiny_run, tiny_recordings)
 
 
 def test_the_probe_leaves_what_is_pre_trained_as_it_is(tiny_run, tiny_recordings):
-    pretext = build_pretext(tiny_run)
+    state = entered(tiny_run)
+    pretext = state.model
     before = {name: tensor.clone() for name, tensor in pretext.state_dict().items()}
     learning = {name: parameter.requires_grad for name, parameter in pretext.named_parameters()}
     assert not all(learning.values())  # the position table is fixed
-    classifier = probed(tiny_run, pretext.encoder, tiny_recordings, ALONE)
-    assert classifier.encoder is not pretext.encoder
+    assert state.whole("encoder") is pretext.encoder
+    classifier = probed(tiny_run, state.copied("encoder"), tiny_recordings, ALONE)
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
     assert {name: parameter.requires_grad for name, parameter in pretext.named_parameters()} == learning
     torch.testing.assert_close(dict(pretext.state_dict()), before, rtol=0, atol=0)
 

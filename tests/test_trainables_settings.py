@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 import data.record
 import models.encoder
-from trainables.settings import STANDARD_LEADS, Cluster, Run
+from trainables.settings import STANDARD_LEADS, Cluster, Run, backend_of
 
 
 def changed(run, path, value):
@@ -115,6 +115,8 @@ def test_a_cluster_that_cannot_be_is_refused(key, value):
         "address": None,
         "num_cpus": None,
         "workers_per_trial": 1,
+        "sharding": "none",
+        "placement": "pack",
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",
         "max_concurrent_trials": "auto",
@@ -122,3 +124,10 @@ def test_a_cluster_that_cannot_be_is_refused(key, value):
     Cluster.model_validate(told)
     with pytest.raises(ValidationError, match=f"{key} must be auto"):
         Cluster.model_validate(told | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "backend"), [(0, "gloo"), (0.25, "gloo"), (0.999, "gloo"), (1, "nccl"), (1.0, "nccl"), (2, "nccl")]
+)
+def test_workers_that_may_share_a_gpu_do_not_talk_through_nccl(num_gpus, backend):
+    assert backend_of(num_gpus) == backend

@@ -60,6 +60,8 @@ def enter_finetune(
         probe_head(classifier, recordings, run.data, run.task.probe, workers)
     if stage.mode == "linprobe":
         classifier.encoder.requires_grad_(False)
+    # a linear probe's frozen encoder embeds each record once, which takes a whole one; its head is small
+    form = workers.shared_out(classifier) if stage.mode != "linprobe" else None
     groups = parameter_groups(
         classifier,
         weight_decay=stage.weight_decay,
@@ -68,7 +70,7 @@ def enter_finetune(
         num_layers=classifier.encoder.depth + 1,
         layer_of=classifier.layer_of,
     )
-    state.enter("finetune", classifier, build_optimizer(stage, groups))
+    state.enter("finetune", classifier, build_optimizer(stage, groups), form)
 
 
 def pooled(encoder: Encoder, run: Run) -> Encoder:
@@ -101,9 +103,12 @@ def classify(run: Run, state: TrainState, recordings: Recordings, workers: Worke
             stage_epoch=state.stage_epoch,
             workers=workers,
         )
-        metrics |= validate(classifier, recordings, run.data, run.task, workers, embeddings=shares.valid_embeddings)
+        answering = state.whole()
+        assert isinstance(answering, Classifier)
+        metrics |= validate(answering, recordings, run.data, run.task, workers, embeddings=shares.valid_embeddings)
         state.finish_epoch(metrics)
-        state.offer(metrics, classifier)
+        state.offer(metrics, answering)
+        del answering  # where weights are sharded, it holds a whole copy of them
         yield metrics
 
 

@@ -259,8 +259,12 @@ def build_pretext_on(model: Model, encoder: Encoder) -> PretextTask:
     return pretext
 
 
-def check_model(run: Run) -> None:
+def check_model(run: Run, *, sharded: bool = False) -> None:
     """Build the run's encoder, pretext task and classifier without filling weights: in milliseconds, whatever the size.
+
+    Args:
+        run: whose model it is.
+        sharded: whether its weights are to be shared out over workers.
 
     Raises:
         ComponentError: if arguments do not fit their class, a class is of the wrong kind, or the encoder does not give
@@ -269,14 +273,20 @@ def check_model(run: Run) -> None:
     """
     import torch  # only here: the mistakes that need no model are found without it
 
+    from trainables.sharding import check_shardable
+
     check(run.model.encoder, encoder_inputs(run.data), at="model.encoder")
     if run.model.target is not None:
         check(run.model, ("encoder",), at="model")
     try:
         with torch.random.fork_rng(devices=[]), _unfilled():
             encoder = build_encoder(run)
+            built: torch.nn.Module = encoder
             if run.model.target is not None:
-                _check_batch(build_pretext_on(run.model, encoder), run)
+                built = pretext = build_pretext_on(run.model, encoder)
+                _check_batch(pretext, run)
+            if sharded:
+                check_shardable(built)
             if run.task.stages != "pretrain":
                 _check_classifier(run, encoder)
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have

@@ -27,6 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from trainables.diagnosis import Note, interruption_of_gang, said
 from trainables.failures import InterruptedTrial
 from trainables.nodes import holding, is_alive
+from trainables.settings import backend_of
 from trainables.trial import Assignment, Engine, Trial, epochs, outside
 from trainables.workers import Workers
 
@@ -84,7 +85,7 @@ def work(config: dict[str, Any]) -> None:
     """What every worker of a gang runs."""
     assignment = Assignment.from_config(config["assignment"])
     mailbox = config["mailbox"]
-    workers = Workers.of_this_process(num_gpus=assignment.num_gpus)
+    workers = Workers.of_this_process(num_gpus=assignment.num_gpus, sharding=assignment.sharding)
     held = holding()
     ray.get(mailbox.enrol.remote(workers.rank, held))
     try:
@@ -107,7 +108,7 @@ def _may_go_on(mailbox: Any, workers: Workers) -> bool:
 class Gang:
     """Epochs in a `TorchTrainer` whose `fit` runs in a thread of this process."""
 
-    def __init__(self, assignment: Assignment, num_workers: int, avoid: frozenset[str]) -> None:
+    def __init__(self, assignment: Assignment, num_workers: int, placement: str, avoid: frozenset[str]) -> None:
         self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         self._error: Exception | None = None
         self._scratch = assignment.folder / "train"
@@ -123,9 +124,10 @@ class Gang:
                 num_workers=num_workers,
                 use_gpu=assignment.num_gpus > 0,
                 resources_per_worker=resources,
+                placement_strategy=placement.upper(),
                 label_selector=outside(avoid) if avoid else None,
             ),
-            torch_config=TorchConfig(backend="nccl" if assignment.num_gpus > 0 else "gloo"),
+            torch_config=TorchConfig(backend=backend_of(assignment.num_gpus)),
             run_config=RunConfig(
                 name=f"gang-{assignment.number:04d}",
                 storage_path=str(self._scratch),
@@ -203,7 +205,7 @@ class GangTrial(Trial):
     def start_engine(self, assignment: Assignment) -> Engine:
         """Start the trial's gang."""
         self.gang = Gang(
-            assignment, num_workers=self.config["num_workers"], avoid=frozenset(self.config["avoid_nodes"])
+            assignment, self.config["num_workers"], self.config["placement"], frozenset(self.config["avoid_nodes"])
         )
         return self.gang
 

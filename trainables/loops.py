@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from models.encoder import Encoder
-from models.pretext import PretextTask
 from trainables.checkpoint import check_encoder, load_encoder_weights
 from trainables.classify import classify, enter_finetune
 from trainables.pretrain import enter_pretrain, fresh_encoder, pretrain
@@ -39,18 +38,22 @@ def train(
     if saved is not None and saved.stage == "finetune":
         enter_finetune(run, state, fresh_encoder(run), recordings, workers, resumed=True)
         saved.restore(state)
+        saved = None  # its tensors have been copied
     elif run.task.stages == "finetune":
         enter_finetune(run, state, first_encoder(run), recordings, workers)
     else:
         enter_pretrain(run, state, workers)
         if saved is not None:
             saved.restore(state)
+            saved = None
         for metrics in pretrain(run, state, recordings, workers):
             yield {"epoch": state.epoch, "stage": "pretrain", **metrics}
         if run.task.stages == "pretrain":
             return
-        assert isinstance(state.model, PretextTask)
-        enter_finetune(run, state, state.model.encoder, recordings, workers)
+        encoder = state.whole("encoder")
+        assert isinstance(encoder, Encoder)
+        enter_finetune(run, state, encoder, recordings, workers)
+        del encoder
     for metrics in classify(run, state, recordings, workers):
         yield {"epoch": state.epoch, "stage": "finetune", **metrics}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterator
 
@@ -46,11 +45,12 @@ def fresh_encoder(run: Run) -> Encoder:
 def enter_pretrain(run: Run, state: TrainState, workers: Workers) -> None:
     """Put a fresh pretext task and its optimiser into `state`."""
     pretext = build_pretext(run).to(workers.device)
+    form = workers.shared_out(pretext)
     stage = run.task.pretrain
     groups = parameter_groups(
         pretext, weight_decay=stage.weight_decay, decay_biases_and_norms=stage.optimizer.decay_biases_and_norms
     )
-    state.enter("pretrain", pretext, build_optimizer(stage, groups))
+    state.enter("pretrain", pretext, build_optimizer(stage, groups), form)
 
 
 def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Workers) -> Iterator[dict[str, float]]:
@@ -107,7 +107,9 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
             workers=workers,
             after_step=pretext.after_step,
         )
-        classifier = probed(run, pretext.encoder, recordings, workers)
+        encoder = state.copied("encoder")
+        assert isinstance(encoder, Encoder)
+        classifier = probed(run, encoder, recordings, workers)
         valid = recordings.split.valid
         embeddings = list(crop_embeddings(classifier.encoder, recordings.store, valid, window_of(run.data), workers))
         metrics |= validate(classifier, recordings, run.data, run.task, workers, embeddings=embeddings)
@@ -169,9 +171,8 @@ def middle_of(embeddings: list[Tensor], width: int, workers: Workers) -> Tensor:
 
 
 def probed(run: Run, encoder: Encoder, recordings: Recordings, workers: Workers) -> Classifier:
-    """A copy of an encoder with a linear probe on the training records as its head."""
-    copied = copy.deepcopy(encoder)  # a classifier makes its encoder's parameters trainable
-    classifier = Classifier(copied, len(recordings.labels.classes), drop_path=0.0, head_init_std=0.0)
+    """An encoder, taken as it is and made trainable, with a linear probe on the training records as its head."""
+    classifier = Classifier(encoder, len(recordings.labels.classes), drop_path=0.0, head_init_std=0.0)
     classifier.to(workers.device)
     probe_head(classifier, recordings, run.data, run.task.probe, workers)
     return classifier

@@ -8,12 +8,16 @@ properties, so that nothing can disagree.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 STANDARD_LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 """The order in which data.record.LEADS names them too; a test holds the two together."""
+
+RANGE = re.compile(r"\(?\d+[\s,:.-]+\d+\)?")
+"""How a range of numbers may be typed: 2-4, 2..4, 2:4, '2,4', '(2, 4)'."""
 
 
 class Settings(BaseModel):
@@ -271,11 +275,28 @@ class Cluster(Settings):
     num_cpus: int | None = Field(ge=1)
     """CPUs of the Ray instance that launch.py starts; all of the machine where null."""
     workers_per_trial: int = Field(ge=1)
+    sharding: Literal["none", "full"]
+    """Whether each worker of a trial holds the whole model (DDP), or a share of its weights, their gradients and the
+    optimiser's state (fully_shard)."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"]
+    """Where the workers of a trial lie: on few nodes or many where that can be, on one, or on a node each."""
     cpus_per_worker: int = Field(ge=1)
     gpus_per_worker: float | Literal["auto"]
     max_concurrent_trials: int | Literal["auto"]
     max_failures: int = Field(ge=0)
     """How often a trial is tried again whose process died or whose disk was full; a machine that goes never counts."""
+
+    @field_validator("workers_per_trial", mode="before")
+    @classmethod
+    def _one_number(cls, workers: Any) -> Any:
+        """Refuse what Ray Train knows as an elastic range, with the reason that a search has none."""
+        if isinstance(workers, list | tuple | dict) or (isinstance(workers, str) and RANGE.fullmatch(workers.strip())):
+            raise ValueError(
+                f"must be one number, got {workers}: within a search an elastic trial would take the workers that "
+                "other trials wait for, begin anew at each change, and follow the cluster's load with its rounding, so "
+                "that it could not be repeated; type the smallest of them, and more trials run at a time instead"
+            )
+        return workers
 
     @model_validator(mode="after")
     def _of_the_right_kind(self) -> Self:
@@ -295,11 +316,36 @@ class Cluster(Settings):
             raise ValueError(f"max_concurrent_trials must be auto or at least 1, got {self.max_concurrent_trials}")
         return self
 
+    @model_validator(mode="after")
+    def _of_a_gang(self) -> Self:
+        if self.workers_per_trial == 1:
+            for key, usual in (("sharding", "none"), ("placement", "pack")):
+                if (typed := getattr(self, key)) != usual:
+                    raise ValueError(
+                        f"{key} is about the workers of a trial together: it must be {usual} where workers_per_trial "
+                        f"is 1, got {typed}; raise workers_per_trial"
+                    )
+        elif self.sharding == "full" and self.gpus_per_worker != "auto" and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                "sharding must be none where workers share a GPU: NCCL takes each GPU once, and gloo cannot scatter "
+                f"what lies on one; got full and gpus_per_worker={self.gpus_per_worker:g}; make that a whole number"
+            )
+        return self
+
     def gpus_of_worker(self, available: float) -> float:
         """GPUs of each worker: as typed, or one where any are `available`."""
         if self.gpus_per_worker == "auto":
             return 1.0 if available > 0 else 0.0
         return self.gpus_per_worker
+
+
+def backend_of(num_gpus: float) -> Literal["nccl", "gloo"]:
+    """What the workers of a gang talk through, given the GPUs of each.
+
+    Two workers with a share of a GPU may have the same one, and NCCL refuses a device that comes twice. gloo takes what
+    DDP and our own sums ask of it on a GPU as well, by way of main memory.
+    """
+    return "nccl" if num_gpus >= 1 else "gloo"
 
 
 class Run(Settings):

@@ -7,6 +7,7 @@ draws follow from the seed and the epoch (trainables.seeds).
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -26,6 +27,7 @@ from trainables.files import (
     write_tensors,
     writing_to,
 )
+from trainables.sharding import as_sharded, whole, whole_tensor
 
 StageName = Literal["pretrain", "finetune"]
 LAST = "last.safetensors"
@@ -51,7 +53,9 @@ class TrainState:
         epoch: epochs done, over all stages.
         stage: the stage under way.
         stage_epoch: epochs done of that stage.
-        model: the stage's module, without any wrapper.
+        writes: whether this worker keeps the best weights and writes files; of a gang the first alone does.
+        model: the stage's module, without any wrapper; where weights are sharded, this worker's share of it.
+        form: what the whole module is made from where it is sharded (trainables.sharding.shard).
         optimizer: the stage's optimiser.
         best: the best epoch of the stage that counts; None before its first.
         best_weights: that epoch's classifier, on the CPU.
@@ -60,18 +64,34 @@ class TrainState:
 
     metric: str
     maximize: bool
+    writes: bool = True
     epoch: int = 0
     stage: StageName | None = None
     stage_epoch: int = 0
     model: nn.Module | None = None
+    form: nn.Module | None = field(default=None, repr=False)
     optimizer: torch.optim.Optimizer | None = None
     best: Best | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
-    def enter(self, stage: StageName, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Begin `stage` with a fresh model and optimiser."""
-        self.stage, self.stage_epoch, self.model, self.optimizer = stage, 0, model, optimizer
+    def enter(
+        self, stage: StageName, model: nn.Module, optimizer: torch.optim.Optimizer, form: nn.Module | None = None
+    ) -> None:
+        """Begin `stage` with a fresh model and optimiser, and the model's form where it is sharded."""
+        self.stage, self.stage_epoch, self.model, self.optimizer, self.form = stage, 0, model, optimizer, form
+
+    def whole(self, part: str = "") -> nn.Module:
+        """`model`, or a part of it by its dotted name, with all weights: itself, or a copy where it is sharded.
+
+        A gang's workers must all call: evaluation passes, of which each has its own number, need a whole model.
+        """
+        assert self.model is not None
+        return self.model.get_submodule(part) if self.form is None else whole(self.model, self.form, part)
+
+    def copied(self, part: str = "") -> nn.Module:
+        """A copy of what `whole` gives, to be changed at will; all of a gang's workers must call."""
+        return copy.deepcopy(self.whole(part)) if self.form is None else self.whole(part)
 
     def finish_epoch(self, metrics: Mapping[str, float]) -> None:
         """Count an epoch as done, with what it reports."""
@@ -80,30 +100,33 @@ class TrainState:
         self.history.append({"epoch": self.epoch, "stage": self.stage, "metrics": dict(metrics)})
 
     def offer(self, metrics: Mapping[str, float], classifier: nn.Module) -> None:
-        """Keep `classifier` if this epoch's metric beats all before it; the earlier of two equals stays."""
+        """Keep a whole `classifier` if this epoch's metric beats all before it; the earlier of two equals stays."""
         value = metrics[self.metric]
         if not math.isfinite(value):
             return
         if self.best is None or (value > self.best.value if self.maximize else value < self.best.value):
             self.best = Best(self.epoch, value, dict(metrics))
-            self.best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()
-            }
+            weights = classifier.state_dict() if self.writes else {}
+            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
     def save(self, folder: Path) -> None:
         """Write the state to `folder`; a crash at any instant leaves the one before or this one.
+
+        All workers of a gang must call, as they bring together what is sharded; the one that `writes` does.
 
         Raises:
             StorageError: on a full or read-only disk; the state before is still whole.
         """
         assert self.model is not None
         assert self.optimizer is not None
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = self._brought_together(tensors | optimizer_tensors(self.optimizer, self.model))
+        if not self.writes:
+            return
         if self.best is not None:
             best = best_path(folder, self.best.epoch)
             if not best.exists() or self.best.epoch == self.epoch:
                 write_tensors(best, self.best_weights, {"best": json.dumps(asdict(self.best))})
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer, self.model)
         place: dict[str, Any] = {"epoch": self.epoch, "stage": self.stage, "stage_epoch": self.stage_epoch}
         place |= {"best": None if self.best is None else asdict(self.best), "history": self.history}
         write_tensors(folder / LAST, tensors, {"state": json.dumps(place)})
@@ -111,6 +134,17 @@ class TrainState:
             if self.best is None or stale != best_path(folder, self.best.epoch):
                 with writing_to(stale):
                     stale.unlink()
+
+    def _brought_together(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors, for the worker that writes; the others keep none of what passes through them."""
+        if self.form is None:
+            return dict(tensors)
+        kept = {}
+        for name, tensor in tensors.items():
+            together = whole_tensor(tensor.detach())
+            if self.writes:
+                kept[name] = together.cpu()
+        return kept
 
 
 def best_path(folder: Path, epoch: int) -> Path:
@@ -207,9 +241,10 @@ class SavedState:
         assert state.model is not None
         assert state.optimizer is not None
         state.epoch, state.stage, state.stage_epoch = self.epoch, self.stage, self.stage_epoch
-        state.best, state.best_weights, state.history = self.best, self.best_weights, self.history
+        state.best, state.history = self.best, self.history
+        state.best_weights = self.best_weights if state.writes else {}
         weights = {name.removeprefix("model."): t for name, t in self.tensors.items() if name.startswith("model.")}
-        state.model.load_state_dict(weights)
+        state.model.load_state_dict(as_sharded(weights, state.model.state_dict()))
         load_optimizer_tensors(state.optimizer, state.model, self.tensors)
 
 
@@ -230,7 +265,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put what `optimizer_tensors` named back into `optimizer`; another class's state is left out."""
-    name_of: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    like = dict(model.named_parameters())
+    name_of: dict[Tensor, str] = {parameter: name for name, parameter in like.items()}
     stepped = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     number_of = {name: number for number, name in enumerate(stepped)}
     state: dict[int, dict[str, Tensor]] = {}
@@ -238,7 +274,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         owner, _, rest = tensor_name.partition(".")
         key, _, name = rest.partition(".")
         if owner == type(optimizer).__name__ and name in number_of:
-            state.setdefault(number_of[name], {})[key] = tensor
+            state.setdefault(number_of[name], {}).update(as_sharded({key: tensor}, {key: like[name]}))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

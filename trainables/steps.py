@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainables.optimizers import set_learning_rate, set_weight_decay
 from trainables.schedules import learning_rate, weight_decay
 from trainables.settings import Stage
+from trainables.sharding import whole_tensor
 from trainables.workers import Workers
 
 
@@ -108,15 +109,21 @@ def _set_rates(optimizer: torch.optim.Optimizer, stage: Stage, step: int, num_st
 
 def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], stage: Stage, step: int) -> None:
     """Clip, refuse what is not finite, step. The norm is that of the averaged gradient: every worker sees the same."""
-    norm = nn.utils.clip_grad_norm_(parameters, stage.clip_norm if stage.clip_norm is not None else float("inf"))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole_tensor(nn.utils.get_total_norm(gradients))  # over the shards of all workers, where there are any
     if not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient is not finite at optimiser step {step}")
+    if stage.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, stage.clip_norm, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def _synchronised(module: nn.Module, last_of_cycle: bool) -> contextlib.AbstractContextManager[None]:
-    """Between the batches of one step the workers need not talk."""
+    """Between the batches of one step the workers need not talk.
+
+    Shards do: gradients that wait for the step's last batch would be whole on every worker, four bytes a weight.
+    """
     if isinstance(module, DistributedDataParallel) and not last_of_cycle:
         return module.no_sync()
     return contextlib.nullcontext()

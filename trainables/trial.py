@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from ray import tune
@@ -40,6 +40,7 @@ class Assignment:
         maximize: whether more of it is better.
         num_gpus: of each worker.
         cpus_per_worker: threads of each worker.
+        sharding: whether each worker holds the whole model, or a share of it.
         attempt: which of the trial's attempts this is; None outside a search. Only the latest one, which the driver
             writes to `folder`, may save: a process that the cluster has given up may still be computing.
     """
@@ -52,6 +53,7 @@ class Assignment:
     maximize: bool
     num_gpus: float
     cpus_per_worker: int
+    sharding: Literal["none", "full"]
     attempt: int | None = None
 
     def to_config(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class Assignment:
             "num_gpus": self.num_gpus,
             "cpus_per_worker": self.cpus_per_worker,
             "attempt": self.attempt,
+            "sharding": self.sharding,
         }
 
     @classmethod
@@ -81,6 +84,7 @@ class Assignment:
             num_gpus=config["num_gpus"],
             cpus_per_worker=config["cpus_per_worker"],
             attempt=config["attempt"],
+            sharding=config["sharding"],
         )
 
 
@@ -97,14 +101,14 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
     """
     torch.set_num_threads(assignment.cpus_per_worker)
     run = assignment.run
-    state = TrainState(assignment.metric, assignment.maximize)
+    state = TrainState(assignment.metric, assignment.maximize, writes=workers.rank == 0)
     started = time.monotonic()
     try:
         recordings = open_recordings(run, assignment.store)
         for _ in train(run, state, recordings, workers, saved=SavedState.load(assignment.folder)):
             if workers.rank == 0:
                 refuse_superseded(assignment)
-                state.save(assignment.folder)
+            state.save(assignment.folder)
             yield result_of(state, time.monotonic() - started, finished=state.epoch == run.task.num_epochs)
             started = time.monotonic()
     except FloatingPointError as error:
