@@ -522,7 +522,6 @@ def train_once(
             maximize=launch.search.direction == "maximize",
             num_gpus=num_gpus,
             cpus_per_worker=launch.cluster.cpus_per_worker,
-            sharding="none",  # one process
         )
         try:
             for result in epochs(assignment, Workers.of_this_process(num_gpus=num_gpus)):

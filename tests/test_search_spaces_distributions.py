@@ -5,6 +5,7 @@ import math
 
 import optuna
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -13,6 +14,8 @@ from optuna.trial import FixedTrial
 from search_spaces.compose import compose_choices
 from search_spaces.distributions import apply, check_space, decoded, encoded, leaves_of, parse, settled
 from search_spaces.schema import ChoiceError, checked, dotted
+from trainables import components
+from trainables.components import build_encoder
 
 JOB = ["search=stmem_ptbxl", "scale=laptop", "data=synthetic"]
 
@@ -323,6 +326,21 @@ def checked_space(*typed):
     tree = compose_choices([*JOB, *typed]).tree
     launch = checked(tree)
     check_space(tree, parse(launch.space), launch.options)
+
+
+def test_a_model_that_cannot_be_sharded_is_refused_where_it_would_be(monkeypatch):
+    def with_a_number(run):
+        encoder = build_encoder(run)
+        encoder.scale = torch.nn.Parameter(torch.tensor(1.0))
+        return encoder
+
+    monkeypatch.setattr(components, "build_encoder", with_a_number)
+    checked_space("cluster.workers_per_trial=2")
+    told = refusal(checked_space, "cluster.workers_per_trial=2", "cluster.sharding=full")
+    assert told == (
+        "model: MaskedAutoencoder cannot be sharded, as its weight encoder.scale is a single number without rows: give "
+        "it the shape (1,), or type cluster.sharding=none"
+    )
 
 
 @pytest.mark.parametrize("search", ["stmem_ptbxl", "stmem_ptbxl_pretrain", "stmem_ptbxl_finetune"])

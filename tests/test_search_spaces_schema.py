@@ -67,6 +67,43 @@ def test_two_mistakes_are_told_in_one_line():
     assert "task.pretrain.lr: must be greater than 0" in told
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [("[2,4]", "[2, 4]"), ("2-4", "2-4"), ("2..4", "2..4"), ("'2,4'", "2,4"), ("'(2, 4)'", "(2, 4)")]
+    + [("{min: 2, max: 4}", "{'min': 2, 'max': 4}")],
+)
+def test_an_elastic_range_of_workers_is_refused_with_what_it_would_do_to_a_search(typed, said):
+    assert refusal(f"cluster.workers_per_trial={typed}") == (
+        f"cluster.workers_per_trial: must be one number, got {said}: within a search an elastic trial would take the "
+        "workers that other trials wait for, begin anew at each change, and follow the cluster's load with its "
+        "rounding, so that it could not be repeated; type the smallest of them, and more trials run at a time instead"
+    )
+
+
+def test_what_is_no_range_of_workers_is_told_what_it_is():
+    assert refusal("cluster.workers_per_trial=two") == "cluster.workers_per_trial: must be a whole number, got 'two'"
+    assert launch("cluster.workers_per_trial='2'").cluster.workers_per_trial == 2
+
+
+@pytest.mark.parametrize("typed", ["sharding=full", "placement=spread", "placement=strict_pack"])
+def test_what_is_about_several_workers_is_refused_for_one(typed):
+    key, _, value = typed.partition("=")
+    assert refusal(f"cluster.{typed}") == (
+        f"cluster: {key} is about the workers of a trial together: it must be {'none' if key == 'sharding' else 'pack'} "
+        f"where workers_per_trial is 1, got {value}; raise workers_per_trial"
+    )
+    launch(f"cluster.{typed}", "cluster.workers_per_trial=2")
+
+
+def test_workers_that_may_share_a_gpu_cannot_share_a_model_out():
+    typed = ["cluster.sharding=full", "cluster.workers_per_trial=2"]
+    assert refusal(*typed, "cluster.gpus_per_worker=0.25").startswith(
+        "cluster: sharding must be none where workers share a GPU"
+    )
+    for gpus in ("auto", "0", "1", "2"):
+        launch(*typed, f"cluster.gpus_per_worker={gpus}")
+
+
 def test_an_encoder_that_nothing_would_read_is_refused():
     assert refusal("task.encoder=x").startswith("task.encoder must be null unless")
 
@@ -105,6 +142,7 @@ def test_a_configuration_is_the_same_after_yaml():
         "search.max_device_hours=2",
         "search.keep_best=1",
         "cluster.workers_per_trial=2",
+        ["cluster.workers_per_trial=2", "cluster.sharding=full", "cluster.placement=spread"],
         "tracking=wandb",
         "study_dir=elsewhere",
         "data.root=elsewhere",
@@ -116,7 +154,7 @@ def test_a_configuration_is_the_same_after_yaml():
     ],
 )
 def test_what_changes_no_number_leaves_the_identity(typed):
-    assert launch(typed).identity() == launch().identity()
+    assert launch(*([typed] if isinstance(typed, str) else typed)).identity() == launch().identity()
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_a_cluster_that_cannot_be_is_refused(key, value):
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",
         "max_concurrent_trials": "auto",
+        "max_failures": 3,
     }
     Cluster.model_validate(told)
     with pytest.raises(ValidationError, match=f"{key} must be auto"):

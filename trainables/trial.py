@@ -53,7 +53,7 @@ class Assignment:
     maximize: bool
     num_gpus: float
     cpus_per_worker: int
-    sharding: Literal["none", "full"]
+    sharding: Literal["none", "full"] = "none"
     attempt: int | None = None
 
     def to_config(self) -> dict[str, Any]:
