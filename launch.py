@@ -471,9 +471,15 @@ def train(launch: Launch, console: Console) -> int:
     code, history = train_once(launch, run, folder, number, console)
     differing = [epoch for epoch, metrics in recorded.items() if epoch in history and history[epoch] != metrics]
     if code == 0:
+        metric = launch.search.metric
+        most = max((abs(history[epoch][metric] - recorded[epoch][metric]) for epoch in differing), default=0.0)
         console.print(
             f"trial {number} again: "
-            + (f"epochs {differing} differ from the study's" if differing else "the study's figures, bit for bit")
+            + (
+                f"epochs {differing} differ from the study's, {metric} by {most:.1e} at most"
+                if differing
+                else "the study's figures, bit for bit"
+            )
         )
     return code
 

@@ -88,9 +88,10 @@ def test_what_is_no_range_of_workers_is_told_what_it_is():
 @pytest.mark.parametrize("typed", ["sharding=full", "placement=spread", "placement=strict_pack"])
 def test_what_is_about_several_workers_is_refused_for_one(typed):
     key, _, value = typed.partition("=")
+    usual = "none" if key == "sharding" else "pack"
     assert refusal(f"cluster.{typed}") == (
-        f"cluster: {key} is about the workers of a trial together: it must be {'none' if key == 'sharding' else 'pack'} "
-        f"where workers_per_trial is 1, got {value}; raise workers_per_trial"
+        f"cluster: {key} is about the workers of a trial together: it must be {usual} where workers_per_trial is 1, "
+        f"got {value}; raise workers_per_trial"
     )
     launch(f"cluster.{typed}", "cluster.workers_per_trial=2")
 

@@ -1,7 +1,8 @@
 """Trials of two workers on a Ray cluster of several nodes, as a search is typed, against one process on one machine."""
 
 import json
-import os
+import re
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-pytestmark = pytest.mark.cluster
+from trainables.state import read_place
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = [
@@ -21,22 +22,24 @@ TINY = [
     "data.max_valid_patients=null",
     "data.leads=[I,II,V2]",
     "data.window_s=3.0",
-    "task.pretrain.num_epochs=2",
-    "task.finetune.num_epochs=3",
+    "task.pretrain.num_epochs=1",
+    "task.finetune.num_epochs=2",
     "scheduler=fifo",
     "evaluate.num_resamples=50",
     "study_dir=study",
 ]
+"""Optimisers, rates and batches are the shipped ones."""
 
 
 @pytest.fixture(scope="module")
-def three_nodes(tmp_path_factory):
+def three_nodes():
     """The address of a cluster of three nodes of one CPU, and a head without any."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # it is on loopback and ends with this module
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # a free port for the dashboard, which Train asks who is alive
         cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0},
+            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}, initialize_head=True
         )
         try:
             for _ in range(3):
@@ -52,8 +55,40 @@ def launched(folder, *typed):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=500,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+def check_again(folder, number):
+    """Train a trial again in one process: its metric is that of the gang in every epoch, to 1e-4."""
+    events = [json.loads(line) for line in (folder / "study" / "events.jsonl").read_text().splitlines()]
+    of_gang = [event["metrics"] for event in events if event["event"] == "epoch" and event["trial"] == number]
+    said = launched(folder, "command=train", "study_dir=study", f"trial={number}")
+    place = read_place(folder / "study" / "again" / f"trial_{number:04d}")
+    alone = [epoch["metrics"] for epoch in place["history"]]
+    assert len(alone) == len(of_gang) == 3
+    for ours, theirs in zip(of_gang, alone, strict=True):
+        assert ours["val/auroc"] == pytest.approx(theirs["val/auroc"], abs=1e-4)
+        assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-3)
+    # gradients were added up in another order: else one process has computed both
+    assert [epoch["train/loss"] for epoch in of_gang] != [epoch["train/loss"] for epoch in alone]
+    assert f"trial {number} again: epochs [" in said
+
+
+@pytest.mark.cluster
+def test_the_best_trial_of_gangs_on_three_nodes_is_that_of_one_process(three_nodes, tmp_path):
+    on_cluster = ["cluster=ray", f"cluster.address={three_nodes}", "cluster.workers_per_trial=2"]
+    said = launched(tmp_path, *TINY, *on_cluster, "cluster.placement=strict_spread", "search.num_trials=2")
+    best = int(re.search(r"best: trial (\d+)", said).group(1))
+    check_again(tmp_path, best)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_trial_whose_model_two_nodes_share_out_is_that_of_one_process(three_nodes, tmp_path):
+    on_cluster = ["cluster=ray", f"cluster.address={three_nodes}", "cluster.workers_per_trial=2"]
+    launched(tmp_path, *TINY, *on_cluster, "cluster.sharding=full", "search.num_trials=1")
+    check_again(tmp_path, 0)

@@ -1,6 +1,7 @@
 """Two processes over gloo, without Ray, against one: a run's numbers do not depend on who computes them."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from models.pretext import PretextTask
+from trainables.collapse import spread
 from trainables.loops import train
+from trainables.metrics import compute
 from trainables.pretrain import fresh_encoder
 from trainables.recordings import open_recordings
 from trainables.settings import Run
@@ -45,6 +48,21 @@ def trained(run, store, workers):
     return {"metrics": metrics, "weights": state.model.state_dict(), "best": state.best_weights}
 
 
+@dataclasses.dataclass(frozen=True)
+class Telling(Workers):
+    """A worker that writes down what it brings to sums and joins."""
+
+    brought: list[torch.Tensor] = dataclasses.field(default_factory=list)
+
+    def total(self, values):
+        self.brought.append(values.clone())
+        return super().total(values)
+
+    def joined(self, rows):
+        self.brought.append(torch.from_numpy(rows.copy()))
+        return super().joined(rows)
+
+
 class InfiniteOnOne(PretextTask):
     """A pretext task whose loss is infinite, with a finite gradient, on one worker at its third batch."""
 
@@ -78,6 +96,9 @@ def work(rank, rendezvous, runs, store, folder):
         workers = Workers.of_this_process()
         assert (workers.rank, workers.world_size, workers.device.type) == (rank, 2, "cpu")
         found = {name: trained(Run.model_validate_json(run), store, workers) for name, run in runs.items()}
+        telling = Telling.of_this_process()
+        assert trained(Run.model_validate_json(runs["joint"]), store, telling)["metrics"] == found["joint"]["metrics"]
+        found["brought"] = telling.brought
         found["told"] = [workers.told_by_first(value) for value in (rank == 0, rank == 1)]
         found["joined"] = workers.joined(np.arange(rank, 3 * rank + 2))
         found["total"] = workers.total(torch.tensor([1.0, float(rank)]))
@@ -118,6 +139,43 @@ def test_both_workers_end_with_the_same_numbers_to_the_bit(pair, case):
     first, second = (worker[case] for worker in pair)
     assert first["metrics"] == second["metrics"]
     torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
+
+
+def test_every_metric_is_made_of_what_all_workers_bring_though_their_shares_differ(runs, pair, tiny_store):
+    run, recordings = runs["joint"], open_recordings(runs["joint"], tiny_store.path)
+    pretraining, finetuning = pair[0]["joint"]["metrics"]
+    losses, features, probed, middles, finetuned, answers = zip(*(worker["brought"] for worker in pair), strict=True)
+
+    def check_loss(parts, metrics):
+        (first_sum, first_count), (second_sum, second_count) = (part.tolist() for part in parts)
+        assert first_count > second_count > 0  # batches of seven: four and three
+        assert first_sum / first_count != pytest.approx(second_sum / second_count, rel=1e-3)
+        assert metrics["train/loss"] == pytest.approx(
+            (first_sum + second_sum) / (first_count + second_count), rel=1e-12
+        )
+
+    def check_validation(parts, metrics):
+        classes, rows = recordings.valid_classes, recordings.split.valid
+        assert 0 < len(parts[1]) < len(parts[0])
+        of_all = torch.cat(parts)[:, classes].numpy()
+        truth = recordings.targets(rows)[:, classes]
+        expected = compute(run.task.metrics, "multilabel", of_all, np.ascontiguousarray(truth), split="val")
+        assert {name: metrics[name] for name in expected} == expected
+        return set(expected)
+
+    check_loss(losses, pretraining)
+    check_loss(finetuned, finetuning)
+    assert sum(map(len, features)) == len(recordings.split.train)
+    names = check_validation(probed, pretraining)
+    assert check_validation(answers, finetuning) == names
+    of_all = spread(torch.cat(middles))
+    assert {name: pretraining[name] for name in of_all} == of_all
+    assert all(
+        spread(part)[name] != pytest.approx(value, rel=1e-3) for part in middles for name, value in of_all.items()
+    )
+    # the rate alone is known to each
+    assert set(pretraining) == {"train/loss", "train/lr"} | names | set(of_all)
+    assert set(finetuning) == {"train/loss", "train/lr"} | names
 
 
 def test_a_loss_that_is_infinite_on_one_worker_ends_the_epoch_on_both_at_the_same_step(pair):
