@@ -5,10 +5,10 @@ import re
 import secrets
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from trainables.state import read_place
 
@@ -31,22 +31,35 @@ TINY = [
 """Optimisers, rates and batches are the shipped ones."""
 
 
+NODES = """
+import sys
+from ray.cluster_utils import Cluster
+head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "temp_dir": sys.argv[1]}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+for _ in range(3):
+    cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+sys.stdin.read()  # until the test has ended, however it ends
+cluster.shutdown()
+"""
+
+
 @pytest.fixture(scope="module")
 def three_nodes():
-    """The address of a cluster of three nodes of one CPU, and a head without any."""
-    with pytest.MonkeyPatch.context() as patch:
+    """The address of a cluster of three nodes of one CPU, and a head without any; their environment has its token.
+
+    In a process of its own, since Ray reads the environment when it is imported.
+    """
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="nodes-") as folder:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # a free port for the dashboard, which Train asks who is alive
-        cluster = Cluster(
-            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}, initialize_head=True
-        )
-        try:
-            for _ in range(3):
-                cluster.add_node(num_cpus=1)
-            yield cluster.address
-        finally:
-            cluster.shutdown()
+        command = [sys.executable, "-c", NODES, folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nodes:
+            assert nodes.stdout is not None
+            try:
+                yield nodes.stdout.readline().strip()
+            finally:
+                nodes.communicate(timeout=60)  # which closes its input
 
 
 def launched(folder, *typed):
