@@ -80,8 +80,8 @@ class Journal(JournalFileBackend):
             self.flush()
 
 
-def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> tuple[optuna.Study, Journal]:
-    """The study in the journal at `path`, begun now where there is none, and the journal.
+def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> optuna.Study:
+    """The study in the journal at `path`, begun now where there is none.
 
     Args:
         path: the journal, absolute, in a folder that the caller has locked.
@@ -94,8 +94,7 @@ def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> tuple[
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _repair(path)
-        journal = Journal(str(path))
-        storage = JournalStorage(journal)
+        storage = JournalStorage(Journal(str(path)))
     except OSError as error:
         raise storage_error(error, path) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # of lines that are no operations
@@ -105,8 +104,15 @@ def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> tuple[
             "restore it, or type study_dir=DIR for a new study"
         ) from error
     if any(study.study_name == STUDY_NAME for study in storage.get_all_studies()):
-        return optuna.load_study(study_name=STUDY_NAME, storage=storage), journal
-    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction=direction), journal
+        return optuna.load_study(study_name=STUDY_NAME, storage=storage)
+    return optuna.create_study(study_name=STUDY_NAME, storage=storage, direction=direction)
+
+
+def journal_of(study: optuna.Study) -> Journal:
+    """The journal of a study that `open_study` has opened."""
+    journal = study._storage._backend  # type: ignore[attr-defined]
+    assert isinstance(journal, Journal)
+    return journal
 
 
 def _repair(path: Path) -> None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.distributions import Space, encoded, written
-from search_spaces.journal import open_study
+from search_spaces.journal import journal_of, open_study
 from search_spaces.population import donor_for, explored
 from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import Policy, exploit_epochs
@@ -133,7 +133,8 @@ class Ledger:
         # what Optuna says of every trial, the events say too
         level = launch.debug.log_level if launch.debug.enabled else "WARNING"
         optuna.logging.set_verbosity(getattr(optuna.logging, level))
-        self._study, self._journal = open_study(folder.journal, self.search.direction)
+        self._study = open_study(folder.journal, self.search.direction)
+        self._journal = journal_of(self._study)
         self._table_written, self._table_seconds = -math.inf, 0.0
         points = self._points(first_points)
         self.num_trials = len(points) if launch.sampler.name == "grid" else self.search.num_trials

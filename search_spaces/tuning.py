@@ -440,6 +440,7 @@ def scratch_folder(study: StudyFolder) -> Iterator[Path]:
 ENVIRONMENT_OF_TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the events are our log
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # how many there are is the searcher's to say
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # its own state is never restored, so it need not be written
     "TUNE_FORCE_TRIAL_CLEANUP_S": "30",  # else a trial that hangs holds its place for ten minutes
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune starts a trial again itself, and nobody writes it down
 }

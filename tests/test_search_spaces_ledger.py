@@ -772,12 +772,12 @@ def test_a_folder_that_lost_a_part_is_refused(tmp_path, lost, said):
 
 def test_the_journal_stays_whole_where_another_line_follows_a_torn_one(tmp_path):
     path = tmp_path / "journal.log"
-    study, _ = open_study(path, "maximize")
+    study = open_study(path, "maximize")
     study.ask()
     with path.open("ab") as file:
         file.write(b'{"op_code": 4, "stu')
-    open_study(path, "maximize")[0].ask()
-    assert len(open_study(path, "maximize")[0].trials) == 2
+    open_study(path, "maximize").ask()
+    assert len(open_study(path, "maximize").trials) == 2
     assert isinstance(study._storage._backend, Journal)
 
 

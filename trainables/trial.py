@@ -60,7 +60,7 @@ class Assignment:
         """As Tune's configuration of the trial."""
         return {
             "number": self.number,
-            "run": self.run.model_dump(mode="json", by_alias=True),
+            "run": self.run.model_dump_json(by_alias=True),  # text: Tune copies and flattens every key, often
             "folder": str(self.folder),
             "store": str(self.store),
             "metric": self.metric,
@@ -76,7 +76,7 @@ class Assignment:
         """The last place that sees a dict."""
         return cls(
             number=config["number"],
-            run=Run.model_validate(config["run"]),
+            run=Run.model_validate_json(config["run"]),
             folder=Path(config["folder"]),
             store=Path(config["store"]),
             metric=config["metric"],
