@@ -1,7 +1,7 @@
 """What the cluster can hold, and what Tune's results are to the ledger."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces.tuning import concurrency, gangs_on, unflattened
@@ -66,6 +66,7 @@ def test_a_placement_that_no_nodes_allow_is_refused_with_the_one_that_they_do(pl
     assert concurrency(cluster(workers_per_trial=2, placement=placement[7:]), nodes, 0) >= 1
 
 
+@settings(deadline=None)
 @given(
     rooms=st.lists(st.integers(0, 6), min_size=1, max_size=5),
     workers=st.integers(2, 4),
