@@ -81,7 +81,7 @@ class Display(AbstractContextManager["Display"]):
         return f"trial {trial.number}  epoch {trial.epoch}/{self._num_epochs}{value}{end}  |  {self.summary()}"
 
     def summary(self) -> str:
-        """Trials ended, the best so far, the time left, device-hours: one line."""
+        """Trials ended, the best so far, the time left, what is used of the budgets: one line."""
         ledger = self._ledger
         best = ledger.best
         parts = [f"{ledger.num_ended}/{ledger.num_trials} trials"]
@@ -91,7 +91,11 @@ class Display(AbstractContextManager["Display"]):
         if ended > 0 and ledger.num_ended < ledger.num_trials:
             seconds = (time.monotonic() - self._started) / ended * (ledger.num_trials - ledger.num_ended)
             parts.append(f"about {duration(seconds)} left")
-        parts.append(f"{ledger.device_seconds / 3600:.2f} device-hours")
+        budget = ledger.search
+        of_devices = "" if budget.max_device_hours is None else f" of {budget.max_device_hours:g}"
+        parts.append(f"{ledger.device_seconds / 3600:.2f}{of_devices} device-hours")
+        if budget.max_hours is not None:
+            parts.append(f"{ledger.wall_seconds / 3600:.2f} of {budget.max_hours:g} hours")
         return ", ".join(parts)
 
     def _table(self) -> Group:

@@ -24,7 +24,8 @@ class Books:
 
     def __init__(self, num_trials=4):
         self.trials, self.num_trials, self.device_seconds = {}, num_trials, 0.0
-        self.search = SimpleNamespace(metric=METRIC)
+        self.search = SimpleNamespace(metric=METRIC, max_hours=None, max_device_hours=None)
+        self.wall_seconds = 0.0
 
     @property
     def num_ended(self):
@@ -102,6 +103,10 @@ def test_what_was_there_before_is_not_said_again(books):
         display()
     assert shown(console) == ""
     assert display.summary() == "1/4 trials, best 0.8000 (trial 0), 0.00 device-hours"
+    books.search.max_hours, books.search.max_device_hours = 2.0, 5
+    books.device_seconds, books.wall_seconds = 1800.0, 900.0
+    used = "0.50 of 5 device-hours, 0.25 of 2 hours"
+    assert display.summary() == f"1/4 trials, best 0.8000 (trial 0), {used}"
 
 
 def test_in_a_terminal_there_is_one_table_with_all_trials(books):
