@@ -1,7 +1,7 @@
 # One command for each thing that is done here; `make help` lists them. The environment lives in .venv, made on first use.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv search test test-all lint bench clean
+.PHONY: help venv search test test-all lint bench chaos clean
 
 # A Python of your own: make PYTHON=/path/to/python3.12. Otherwise the first of these that is 3.11-3.13 and has venv.
 PYTHON ?=
@@ -22,6 +22,7 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make bench     the short benchmarks; figures as JSON in BENCH_DIR ($(BENCH_DIR))"
 	@echo "           BENCH_DATA_ROOT=DIR measures the store on the PTB-XL in DIR instead of generated recordings"
+	@echo "make chaos     faults injected into searches on several Ray nodes here: half an hour; a table of what they cost"
 	@echo "make venv      .venv with every version pinned, for all of the above (PYTHON=... chooses the Python)"
 	@echo "make clean     remove caches and build products; .venv and runs stay"
 
@@ -46,6 +47,9 @@ bench: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/store.py $(if $(BENCH_DATA_ROOT),--data-root "$(BENCH_DATA_ROOT)") \
 	  --json "$(BENCH_DIR)/store.json"
 	@$(VENV_PYTHON) benchmarks/trial_start.py --json "$(BENCH_DIR)/trial_start.json"
+
+chaos: .venv/for-running
+	@$(VENV_PYTHON) benchmarks/chaos.py --json "$(BENCH_DIR)/chaos.json"
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
