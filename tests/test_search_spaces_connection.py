@@ -9,6 +9,7 @@ import ray
 import requests
 
 from search_spaces import connection
+from search_spaces.compose import compose_choices
 from search_spaces.connection import (
     check_guarded,
     check_something_listens,
@@ -16,21 +17,14 @@ from search_spaces.connection import (
     ray_instance,
     what_was_shown,
 )
+from search_spaces.schema import checked
 from trainables.settings import Cluster
 from trainables.study import StudyError
 
 
 def cluster(**changes):
-    settings = {
-        "address": None,
-        "num_cpus": 1,
-        "workers_per_trial": 1,
-        "cpus_per_worker": 1,
-        "gpus_per_worker": "auto",
-        "max_concurrent_trials": "auto",
-        "max_failures": 3,
-    }
-    return Cluster.model_validate(settings | changes)
+    shipped = checked(compose_choices(["search=stmem_ptbxl"]).tree).cluster
+    return Cluster.model_validate(shipped.model_dump() | changes)
 
 
 @pytest.fixture(autouse=True)

@@ -4,22 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_spaces.compose import compose_choices
+from search_spaces.schema import checked
 from search_spaces.tuning import concurrency, gangs_on, unflattened
 from trainables.settings import Cluster
 from trainables.study import StudyError
 
 
 def cluster(**changes):
-    settings = {
-        "workers_per_trial": 1,
-        "sharding": "none",
-        "placement": "pack",
-        "cpus_per_worker": 1,
-        "gpus_per_worker": "auto",
-        "max_concurrent_trials": "auto",
-        "max_failures": 3,
-    }
-    return Cluster(address=None, num_cpus=None, **(settings | changes))
+    shipped = checked(compose_choices(["search=stmem_ptbxl"]).tree).cluster
+    return Cluster.model_validate(shipped.model_dump() | changes)
 
 
 @pytest.mark.parametrize(
