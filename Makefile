@@ -47,6 +47,7 @@ bench: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/store.py $(if $(BENCH_DATA_ROOT),--data-root "$(BENCH_DATA_ROOT)") \
 	  --json "$(BENCH_DIR)/store.json"
 	@$(VENV_PYTHON) benchmarks/trial_start.py --json "$(BENCH_DIR)/trial_start.json"
+	@$(VENV_PYTHON) benchmarks/search_scale.py --json "$(BENCH_DIR)/search_scale.json"
 
 chaos: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/chaos.py --json "$(BENCH_DIR)/chaos.json"
