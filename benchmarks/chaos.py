@@ -406,15 +406,14 @@ def lost_and_doubled(study: Path, num_trials: int) -> tuple[int, int]:
     table = pd.read_parquet(study / "trials.parquet")
     lost = doubled = 0
     for number in range(num_trials):
-        ended = sum(event["event"] == "trial_ended" and event["trial"] == number for event in events)
+        ends = [event for event in events if event["event"] == "trial_ended" and event["trial"] == number]
         epochs = [event["epoch"] for event in events if event["event"] == "epoch" and event["trial"] == number]
         finished = [trial for trial in in_journal if trial.number == number and trial.state.is_finished()]
-        whole = ended and finished and epochs == list(range(1, len(epochs) + 1)) and number in set(table["number"])
+        rows = sum(table["number"] == number)
+        whole = ends and finished and rows and epochs == list(range(1, ends[0]["epochs"] + 1))
         lost += not whole
-        doubled += (
-            ended > 1 or len(finished) > 1 or len(epochs) != len(set(epochs)) or sum(table["number"] == number) > 1
-        )
-    doubled += len(in_journal) - num_trials
+        doubled += len(ends) > 1 or len(finished) > 1 or len(epochs) != len(set(epochs)) or rows > 1
+    doubled += max(0, len(in_journal) - num_trials)
     return lost, doubled
 
 
