@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from search_spaces.ledger import Ledger
     from trainables.recordings import Recordings
     from trainables.settings import Run
+    from trainables.stored import States
     from trainables.study import StudyFolder
 
 USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
@@ -103,12 +104,28 @@ def configuration_of(line: Line) -> Composed:
     if command == "report" or (command == "train" and line.get("trial") is not None):
         from trainables.study import StudyFolder
 
+        if line.get("storage"):
+            return recompose(line, copied_from_store(line))
         if not line.get("study_dir"):
             raise ChoiceError(f"command={command} needs study_dir=DIR, the folder of a study")
-        return recompose(line, StudyFolder(Path(line.get("study_dir"))).read_configuration())
+        return recompose(line, StudyFolder(Path(line.get("study_dir"))).read_configuration() | {"storage": None})
     if command == "evaluate":
         raise ChoiceError("command=evaluate needs checkpoint=DIR, e.g. STUDY/checkpoints/best_1")
     return compose_line(line)
+
+
+def copied_from_store(line: Line) -> dict[str, Any]:
+    """The configuration of the study in the object store that is typed; study_dir is then an up-to-date copy of it."""
+    from trainables.remote_url import parts_of, problem_of
+    from trainables.stored import copy_of_stored
+    from trainables.study import StudyFolder
+
+    url = line.get("storage")
+    if (problem := problem_of(url)) is not None:
+        raise ChoiceError(f"storage: {problem}")
+    name = "".join(parts_of(url)).strip("/").rpartition("/")[2]
+    study = StudyFolder(Path(line.get("study_dir") or f"runs/{name}").absolute())
+    return copy_of_stored(study, url) | {"storage": url, "study_dir": str(study.path)}
 
 
 def as_yaml(launch: Launch) -> str:
@@ -213,6 +230,7 @@ def typed_again() -> str:
 
 def search(launch: Launch, console: Console) -> int:
     """Search, evaluate the best trial once on the test fold, and write the report."""
+    from trainables.stored import stored_study
     from trainables.study import StudyFolder
 
     space = checked_space(launch)
@@ -222,9 +240,12 @@ def search(launch: Launch, console: Console) -> int:
     show_token(launch, console)
     with ExitStack() as stack:
         stack.enter_context(study.locked())
+        say = functools.partial(console.print, markup=False)
+        study, states = stack.enter_context(stored_study(study, launch.storage, say))
         launch = with_own_encoder(launch, study)
+        states.push(study.encoder)
         store = open_store(launch, console)
-        ledger, recordings = open_books(launch, space, study, store)
+        ledger, recordings = open_books(launch, space, study, store, states)
         describe_recordings(launch, recordings, console)
         if ledger.num_ended < ledger.num_trials and not ledger.used_up:
             terminated = run_search(launch, ledger, store, console)
@@ -266,18 +287,22 @@ def show_token(launch: Launch, console: Console) -> None:
 
 def check_resume(launch: Launch, study: StudyFolder) -> None:
     """Hold `resume` and the study's identity against what is in its folder."""
+    from trainables.stored import configuration_of_stored
     from trainables.study import StudyError
 
-    exists = study.configuration.exists()
-    if exists and launch.resume == "never":
-        raise StudyError(f"{study.path} holds a study and resume=never: type another study_dir=DIR, or resume=auto")
-    if not exists and launch.resume == "must":
-        raise StudyError(f"{study.path} holds no study and resume=must: check study_dir, or type resume=auto")
-    if not exists:
+    place, key = (str(study.path), "study_dir=DIR") if launch.storage is None else (launch.storage, "storage=URL")
+    held = None if launch.storage is None else configuration_of_stored(launch.storage)
+    if held is None and study.configuration.exists():
+        place, held = str(study.path), study.read_configuration()
+    if held is not None and launch.resume == "never":
+        raise StudyError(f"{place} holds a study and resume=never: type another {key}, or resume=auto")
+    if held is None and launch.resume == "must":
+        raise StudyError(f"{place} holds no study and resume=must: check {key.partition('=')[0]}, or type resume=auto")
+    if held is None:
         return
     from search_spaces.schema import dotted
 
-    before = dotted(checked(study.read_configuration()).identity())
+    before = dotted(checked(held).identity())
     now = dotted(launch.identity())
     differing = [
         key
@@ -287,9 +312,7 @@ def check_resume(launch: Launch, study: StudyFolder) -> None:
     if differing:
         shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:8])
         more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
-        raise StudyError(
-            f"{study.path} holds another study: {shown}{more}; type study_dir=DIR for a new one, or the values it has"
-        )
+        raise StudyError(f"{place} holds another study: {shown}{more}; type {key} for a new one, or the values it has")
 
 
 def with_own_encoder(launch: Launch, study: StudyFolder) -> Launch:
@@ -318,7 +341,9 @@ def with_own_encoder(launch: Launch, study: StudyFolder) -> Launch:
     return launch.model_copy(update={"task": task})
 
 
-def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -> tuple[Ledger, Recordings]:
+def open_books(
+    launch: Launch, space: Space, study: StudyFolder, store: Store, states: States | None = None
+) -> tuple[Ledger, Recordings]:
     """The study's books and its recordings; both refuse what cannot be searched."""
     from search_spaces.distributions import run_with
     from search_spaces.ledger import Ledger, TrialRecord
@@ -365,6 +390,7 @@ def open_books(launch: Launch, space: Space, study: StudyFolder, store: Store) -
         first_points=space.first_points(tree, launch.options),
         policy=make_policy(launch.scheduler, launch.task),
         describe=describe,
+        states=states,
     )
     return ledger, recordings
 

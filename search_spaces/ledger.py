@@ -32,6 +32,7 @@ from trainables.failures import COUNTS, MAX_REASON, InterruptedTrial
 from trainables.files import write_atomically
 from trainables.settings import Run
 from trainables.state import LAST, best_path, copy_state, drop_state, read_place, write_attempt
+from trainables.stored import InFolder, States, key_of
 from trainables.study import StudyError, StudyFolder
 
 
@@ -84,6 +85,11 @@ class TrialRecord:
         """The value under which Optuna keeps it: its own of a completed trial, the last reported of a pruned one."""
         return {"COMPLETE": self.value, "PRUNED": self.objective}.get(self.state)
 
+    @property
+    def key(self) -> str:
+        """What its state lies under in an object store."""
+        return key_of(self.number, self.params, self.exploits)
+
 
 class Ledger:
     """The books of one study, kept by its one driver.
@@ -96,6 +102,7 @@ class Ledger:
         first_points: choices of the first trials, as Optuna stores them; trial 0 takes the default configuration's.
         policy: who is stopped early; it has seen nothing yet.
         describe: the checkpoint JSON of a completed trial.
+        states: where trials keep their states, if not in the study's folder.
 
     Raises:
         StorageError: if the books cannot be read or written.
@@ -112,8 +119,10 @@ class Ledger:
         first_points: Sequence[Mapping[str, Any]],
         policy: Policy,
         describe: Callable[[TrialRecord, Run], dict[str, Any]],
+        states: States | None = None,
     ) -> None:
         self.folder = folder
+        self.states = states or InFolder()
         self.search = launch.search
         self.trials: dict[int, TrialRecord] = {}
         self.make_run = make_run
@@ -219,6 +228,7 @@ class Ledger:
             run = self._feasible_run(trial)
             if run is not None:
                 write_attempt(self.folder.trial(trial.number), trial.attempt)
+                self.states.let(trial.attempt, trial.key)
                 return trial, run
         return None
 
@@ -335,11 +345,15 @@ class Ledger:
             return None
         # the donor goes on: its state of now is put aside before this is written down
         aside = self._put_aside(trial, len(trial.exploits) + 1)
+        self.states.fetch(self.folder.trial(donor), self.trials[donor].key, LAST)
         if copy_state(self.folder.trial(donor), aside) >= run.task.num_epochs:  # nothing is left to go on with
             drop_state(aside)
             return None
+        taken_over = {"epoch": trial.epoch, "donor": donor, "params": params}
+        self.states.hand_over(aside, key_of(number, params, [*trial.exploits, taken_over]))
         self._changed(trial, self.folder.record("exploit", trial=number, donor=donor, epoch=trial.epoch, params=params))
         self._carry_out_exploit(trial)
+        self.states.let(trial.attempt, trial.key)
         return trial, run
 
     def _put_aside(self, trial: TrialRecord, exploit: int) -> Path:
@@ -426,16 +440,20 @@ class Ledger:
         if not frozen.state.is_finished():
             if trial.state == "COMPLETE":
                 assert trial.best_epoch is not None
+                weights = best_path(running, trial.best_epoch)
+                self.states.fetch(running, trial.key, weights.name)
                 retention.keep(
                     self.folder,
-                    best_path(running, trial.best_epoch),
+                    weights,
                     self._describe(trial, self.make_run(trial.params)),
                     keep_best=self.search.keep_best,
                     maximize=self._maximize,
                 )
+                self.states.kept()
             self._tell(trial, frozen)
         self._journal.flush()  # before what it was made from is gone
         drop_state(running)
+        self.states.drop(trial.number)
 
     def _tell(self, trial: TrialRecord, frozen: FrozenTrial) -> None:
         storage = self._study._storage
@@ -496,6 +514,8 @@ class Ledger:
             elif not frozen.state.is_finished() or self.folder.trial(trial.number).exists():
                 self._carry_out_end(trial)
         retention.arrange(self.folder, keep_best=self.search.keep_best, maximize=self._maximize)
+        self.states.kept()
+        self.states.tidy(self._waiting, self.trials.keys() - set(self._waiting))
         self.write_table()
 
     def _check_one_study(self) -> None:
@@ -556,6 +576,7 @@ class Ledger:
         """Write down the epochs `before` one that the trial's saved state tells of and the books lack."""
         if trial.epoch + 1 >= before:
             return
+        self.states.fetch(self.folder.trial(trial.number), trial.key, LAST)
         place = read_place(self.folder.trial(trial.number)) or {"history": [], "best": None}
         best = place["best"] or {"epoch": math.inf}
         for epoch in place["history"][trial.epoch :]:

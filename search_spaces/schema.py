@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from search_spaces.former_names import former_name
 from trainables.components import meant, said_plainly
+from trainables.remote_url import problem_of
 from trainables.settings import Cluster, Data, Model, Run, Settings, Task, check_pretext
 
 
@@ -173,6 +174,8 @@ class Launch(Settings):
 
     command: Command
     study_dir: str
+    storage: str | None
+    """A folder in an object store, of which study_dir is then a working copy."""
     resume: Literal["auto", "never", "must"]
     trial: int | None = Field(ge=0)
     checkpoint: str | None
@@ -193,6 +196,13 @@ class Launch(Settings):
     tracking: Tracking
     debug: Debug
     evaluate: Evaluate
+
+    @field_validator("storage")
+    @classmethod
+    def _names_a_folder_of_a_store(cls, storage: str | None) -> str | None:
+        if storage is not None and (problem := problem_of(storage)) is not None:
+            raise ValueError(f"storage {problem}")
+        return storage
 
     @model_validator(mode="after")
     def _reads_the_encoder(self) -> Self:

@@ -373,7 +373,7 @@ def run_trials(
     def assign(trial: TrialRecord, run: Run) -> dict[str, Any]:
         assignment = Assignment(
             number=trial.number,
-            run=run,
+            run=ledger.states.run_of(run),
             folder=ledger.folder.trial(trial.number),
             store=store,
             metric=metric,
@@ -382,6 +382,7 @@ def run_trials(
             cpus_per_worker=cluster.cpus_per_worker,
             attempt=trial.attempt,
             sharding=cluster.sharding,
+            remote=ledger.states.remote_of(trial.key),
         )
         gang = {"num_workers": cluster.workers_per_trial, "placement": cluster.placement}
         return {**assignment.to_config(), **gang, "avoid_nodes": sorted(places.avoided)}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,3 +95,36 @@ def tiny_recordings(tiny_run: Run, tiny_store: Store) -> Recordings:
     from trainables.recordings import open_recordings
 
     return open_recordings(tiny_run, tiny_store.path)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server of this process on loopback; its URL."""
+    pytest.importorskip("s3fs", reason="needs the extra s3")
+    server = pytest.importorskip("moto.server", reason="needs moto[server]")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, in the store that the environment names with credentials for it; the URL of the bucket."""
+    from botocore.session import Session
+
+    for name, value in (
+        ("AWS_ENDPOINT_URL", s3_server),
+        ("AWS_ACCESS_KEY_ID", "a-key-of-tests"),
+        ("AWS_SECRET_ACCESS_KEY", "a-secret-of-tests"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    client = Session().create_client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket=name)
+    client.close()
+    return f"s3://{name}"

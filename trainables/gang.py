@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,6 +25,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainables.diagnosis import Note, interruption_of_gang, said
 from trainables.failures import InterruptedTrial
+from trainables.files import StorageError
+from trainables.node_folder import Scratch
 from trainables.nodes import holding, is_alive
 from trainables.settings import backend_of
 from trainables.trial import Assignment, Engine, Trial, epochs, outside
@@ -111,8 +112,8 @@ class Gang:
     def __init__(self, assignment: Assignment, num_workers: int, placement: str, avoid: frozenset[str]) -> None:
         self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         self._error: Exception | None = None
-        self._scratch = assignment.folder / "train"
-        shutil.rmtree(self._scratch, ignore_errors=True)  # Train would go on from what it finds under the same name
+        self._scratch = Scratch.of(assignment.folder, assignment.remote)
+        self._scratch.clear()  # Train would go on from what it finds under the same name
         resources = {"CPU": assignment.cpus_per_worker - DRIVERS_ROOM}
         if assignment.num_gpus > 0:
             resources["GPU"] = assignment.num_gpus
@@ -130,7 +131,7 @@ class Gang:
             torch_config=TorchConfig(backend=backend_of(assignment.num_gpus)),
             run_config=RunConfig(
                 name=f"gang-{assignment.number:04d}",
-                storage_path=str(self._scratch),
+                storage_path=self._scratch.place,
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
@@ -193,7 +194,8 @@ class Gang:
             ray.get(self._mailbox.grant.remote(False))
         self._thread.join(PATIENCE_S)
         ray.kill(self._mailbox)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        with contextlib.suppress(StorageError):  # a store that is away: the end of the trial deletes it, too
+            self._scratch.clear()
 
 
 class GangTrial(Trial):

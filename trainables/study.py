@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ class StudyFolder:
 
     Attributes:
         path: the folder, absolute.
+        on_record: called after each event that is recorded here, by the thread that records it.
     """
 
     path: Path
+    on_record: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def configuration(self) -> Path:
@@ -88,15 +90,12 @@ class StudyFolder:
             StudyError: if there is no study in the folder, or its configuration is damaged.
         """
         try:
-            tree = yaml.safe_load(self.configuration.read_text(encoding="utf-8"))
+            content = self.configuration.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StudyError(f"{self.path} holds no study (no study.yaml): name one with study_dir=DIR") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise StudyError(f"{self.configuration} cannot be read ({reason}): restore it") from error
-        if not isinstance(tree, dict):
-            raise StudyError(f"{self.configuration} must hold a configuration, got {tree!r:.50}: restore it")
-        return tree
+        except OSError as error:
+            raise StudyError(f"{self.configuration} cannot be read ({error}): restore it") from error
+        return configuration_in(content, str(self.configuration))
 
     def write_configuration(self, tree: dict[str, Any]) -> None:
         """Keep the resolved configuration."""
@@ -121,6 +120,8 @@ class StudyFolder:
                 file.write(content.encode())
                 file.flush()
                 os.fsync(file.fileno())
+        if self.on_record is not None:
+            self.on_record()
         return line
 
     def read_events(self) -> Iterator[dict[str, Any]]:
@@ -135,6 +136,17 @@ class StudyFolder:
                     continue
                 if isinstance(event, dict) and "event" in event:
                     yield event
+
+    def is_in_use(self) -> bool:
+        """Whether a process of this machine holds the folder now."""
+        if not (self.path / "lock").exists():
+            return False
+        with (self.path / "lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -169,3 +181,22 @@ class StudyFolder:
                 yield
             finally:
                 file.truncate(0)
+
+
+def configuration_in(content: bytes, place: str) -> dict[str, Any]:
+    """The configuration in the bytes of a study.yaml.
+
+    Args:
+        content: of the file.
+        place: where it lies, for the message.
+
+    Raises:
+        StudyError: if it is damaged.
+    """
+    try:
+        tree = yaml.safe_load(content.decode())
+    except (ValueError, yaml.YAMLError) as error:
+        raise StudyError(f"{place} cannot be read ({' '.join(str(error).split())}): restore it") from error
+    if not isinstance(tree, dict):
+        raise StudyError(f"{place} must hold a configuration, got {tree!r:.50}: restore it")
+    return tree

@@ -17,10 +17,11 @@ from trainables.diagnosis import interruption_in
 from trainables.failures import InterruptedTrial
 from trainables.files import StorageError
 from trainables.loops import train
+from trainables.node_folder import StateFolder, folder_held, state_folder
 from trainables.nodes import draining_nodes, holding
 from trainables.recordings import open_recordings
 from trainables.settings import Cluster, Run
-from trainables.state import SavedState, TrainState, read_attempt
+from trainables.state import SavedState, TrainState
 from trainables.workers import Workers
 
 ASK_EVERY_S = 1.0
@@ -43,6 +44,7 @@ class Assignment:
         sharding: whether each worker holds the whole model, or a share of it.
         attempt: which of the trial's attempts this is; None outside a search. Only the latest one, which the driver
             writes to `folder`, may save: a process that the cluster has given up may still be computing.
+        remote: URL of the trial's folder in an object store, where no folder is shared; `folder` is then not used.
     """
 
     number: int
@@ -55,6 +57,7 @@ class Assignment:
     cpus_per_worker: int
     sharding: Literal["none", "full"] = "none"
     attempt: int | None = None
+    remote: str | None = None
 
     def to_config(self) -> dict[str, Any]:
         """As Tune's configuration of the trial."""
@@ -69,6 +72,7 @@ class Assignment:
             "cpus_per_worker": self.cpus_per_worker,
             "attempt": self.attempt,
             "sharding": self.sharding,
+            "remote": self.remote,
         }
 
     @classmethod
@@ -85,6 +89,7 @@ class Assignment:
             cpus_per_worker=config["cpus_per_worker"],
             attempt=config["attempt"],
             sharding=config["sharding"],
+            remote=config["remote"],
         )
 
 
@@ -100,15 +105,21 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
         StorageError: if the state cannot be read or saved.
     """
     torch.set_num_threads(assignment.cpus_per_worker)
-    run = assignment.run
+    with state_folder(assignment.folder, assignment.remote) as folder:
+        yield from _epochs_in(folder, assignment, folder.with_encoder(assignment.run), workers)
+
+
+def _epochs_in(folder: StateFolder, assignment: Assignment, run: Run, workers: Workers) -> Iterator[dict[str, Any]]:
     state = TrainState(assignment.metric, assignment.maximize, writes=workers.rank == 0)
     started = time.monotonic()
     try:
         recordings = open_recordings(run, assignment.store)
-        for _ in train(run, state, recordings, workers, saved=SavedState.load(assignment.folder)):
+        for _ in train(run, state, recordings, workers, saved=SavedState.load(folder.path)):
             if workers.rank == 0:
-                refuse_superseded(assignment)
-            state.save(assignment.folder)
+                refuse_superseded(assignment, folder)
+            state.save(folder.path)
+            if workers.rank == 0:
+                folder.saved()
             yield result_of(state, time.monotonic() - started, finished=state.epoch == run.task.num_epochs)
             started = time.monotonic()
     except FloatingPointError as error:
@@ -118,7 +129,7 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
         yield result_of(state, time.monotonic() - started, finished=True, reason=f"collapsed: {error}")
 
 
-def refuse_superseded(assignment: Assignment) -> None:
+def refuse_superseded(assignment: Assignment, folder: StateFolder) -> None:
     """Raise unless this is the trial's latest attempt: a later one saves to the same folder, or the trial has ended.
 
     Raises:
@@ -126,7 +137,7 @@ def refuse_superseded(assignment: Assignment) -> None:
     """
     if assignment.attempt is None:
         return
-    latest = read_attempt(assignment.folder)
+    latest = folder.latest_attempt()
     if latest != assignment.attempt:
         raise InterruptedTrial("process_died", f"attempt {assignment.attempt} was given up, the latest is {latest}")
 
@@ -208,7 +219,7 @@ class Trial(tune.Trainable):
 
     def holds(self) -> list[dict[str, Any]]:
         """What all processes of the trial hold (trainables.nodes)."""
-        return [self._holding]
+        return [self._holding | folder_held(self.assignment.remote)]
 
     def nodes(self) -> list[str]:
         """Where the trial's processes run."""
