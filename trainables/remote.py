@@ -31,6 +31,7 @@ ATTEMPT_S = 30.0
 """How long one attempt may take, beside the time for its bytes."""
 SLOWEST_BYTES_PER_S = 1_000_000
 LONGEST_PAUSE_S = 10.0
+NAMES_A_PAGE = 1000
 AT_A_TIME = 16
 """Requests in flight where many objects are read or deleted."""
 
@@ -183,7 +184,7 @@ class RemoteFolder:
             StorageError: if the store does not list them.
         """
         store, (bucket, root) = _store(), parts_of(self.url)
-        request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{root}{prefix}"}
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{root}{prefix}", "MaxKeys": NAMES_A_PAGE}
         found: list[str] = []
         while True:
             page = self._ask("list it", lambda: store._call_s3("list_objects_v2", **request))

@@ -266,6 +266,18 @@ class Stored:
                 self._changed.wait(timeout=1.0)
                 self._raise()
 
+    def flush(self) -> None:
+        """Have all that has been written so far stored, and wait until it is.
+
+        Raises:
+            StudyError, StorageError: as `step`.
+        """
+        self.step()
+        with self._changed:
+            while self._pending is not None or self._busy_since is not None:
+                self._changed.wait(timeout=1.0)
+                self._raise()
+
     def _to_do_with(self, waiting: Pending | None) -> dict[str, Any]:
         """What goes with the books as they are now, after what already waits."""
         models, superfluous = self._models_to_do, self._superfluous
