@@ -76,6 +76,7 @@ EXAMPLES = (
     ("as a job of a Ray cluster", "search=stmem_ptbxl cluster=job cluster.address=http://127.0.0.1:8265"),
     ("whether a cluster can run it", "command=preflight search=stmem_ptbxl cluster=ray cluster.address=HOST:PORT"),
     ("a study's report again", "command=report study_dir=DIR"),
+    ("a study in an object store", "search=stmem_ptbxl storage=s3://bucket/prefix"),
     ("one trial of a study again", "command=train study_dir=DIR trial=N"),
     ("a published encoder's weights", "command=import weights=FILE mapping=FILE study_dir=DIR"),
     ("a checkpoint on the test fold", "command=evaluate checkpoint=DIR evaluate.fold=test"),

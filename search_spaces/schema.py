@@ -201,7 +201,7 @@ class Launch(Settings):
     @classmethod
     def _names_a_folder_of_a_store(cls, storage: str | None) -> str | None:
         if storage is not None and (problem := problem_of(storage)) is not None:
-            raise ValueError(f"storage {problem}")
+            raise ValueError(problem)
         return storage
 
     @model_validator(mode="after")
@@ -227,6 +227,13 @@ class Launch(Settings):
                 raise ValueError(f"{key} goes with command={command}, got command={self.command}")
             if getattr(self, key) is None and self.command == command == "import":
                 raise ValueError(f"command=import needs {key}=FILE")
+        of_a_study = self.command in ("search", "report", "show") or (
+            self.command == "train" and self.trial is not None
+        )
+        if self.storage is not None and not of_a_study:
+            raise ValueError(
+                f"storage goes with a study: command=search, report, or train with trial=N, got {self.command}"
+            )
         return self
 
     @model_validator(mode="after")

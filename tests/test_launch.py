@@ -45,6 +45,7 @@ def mistake(capsys, *arguments):
         (["command=evaluate"], "checkpoint=DIR"),
         (["command=evaluate", "checkpoint=nowhere"], "holds no checkpoint.json"),
         (["command=report", "study_dir=nowhere"], "holds no study"),
+        (["command=report", "storage=s3://key:secret@bucket/x"], "storage: must hold no credentials"),
         (["command=train", "study_dir=nowhere", "trial=3"], "holds no study"),
         ([*SYNTHETIC, "resume=must"], "resume=must"),
         ([*SYNTHETIC, "search.metric=val/accuracy"], "must be one of what the task logs, val/auroc"),
@@ -224,3 +225,24 @@ def test_a_study_keeps_the_encoder_that_its_trials_start_from(tmp_path, tiny_run
     given.joinpath("checkpoint.json").unlink()
     given.rmdir()
     assert launch.with_own_encoder(choices, study).task.encoder == str(study.encoder)
+
+
+def test_a_store_without_a_study_is_named_by_the_commands_that_read_one(bucket, capsys):
+    for command in (["command=report"], ["command=train", "trial=1"], [*SYNTHETIC, "resume=must"]):
+        assert f"{bucket}/x holds no study" in mistake(capsys, *command, f"storage={bucket}/x")
+
+
+def test_another_study_in_the_store_is_refused_before_anything_is_written(bucket, capsys):
+    from search_spaces.compose import compose_choices
+    from search_spaces.schema import checked
+    from trainables.remote import RemoteFolder
+
+    choices = checked(compose_choices([*SYNTHETIC, "seed=3"]).tree)
+    content = launch.as_yaml(choices).encode()
+    RemoteFolder(f"{bucket}/x").put("study.yaml", content)
+    said = mistake(capsys, *SYNTHETIC, f"storage={bucket}/x", "study_dir=new")
+    assert f"{bucket}/x holds another study: seed was 3, now 0" in said
+    assert "type storage=URL for a new one" in said
+    assert "resume=never" in mistake(capsys, *SYNTHETIC, "seed=3", "resume=never", f"storage={bucket}/x")
+    assert RemoteFolder(f"{bucket}/x").names() == ["study.yaml"]
+    assert not Path("new").exists()

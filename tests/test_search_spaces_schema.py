@@ -146,6 +146,7 @@ def test_a_configuration_is_the_same_after_yaml():
         ["cluster.workers_per_trial=2", "cluster.sharding=full", "cluster.placement=spread"],
         "tracking=wandb",
         "study_dir=elsewhere",
+        "storage=s3://bucket/elsewhere",
         "data.root=elsewhere",
         "data.store_dir=elsewhere",
         "data.download=true",
@@ -272,3 +273,17 @@ def test_the_page_on_former_names_says_what_the_hints_say():
     ]
     page = (ROOT / "docs" / "from_st_mem.md").read_text(encoding="utf-8")
     assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+
+
+def test_storage_is_null_unless_typed_and_goes_with_a_study():
+    assert launch().storage is None
+    assert launch("storage=s3://bucket/a/b-1").storage == "s3://bucket/a/b-1"
+    said = refusal("storage=s3://bucket/a", "command=train")
+    assert "storage goes with a study: command=search, report, or train with trial=N, got train" in said
+
+
+@pytest.mark.parametrize("url", ["/shared/x", "s3://key:very-secret@bucket/x", "s3://bucket/x?secret=very-secret"])
+def test_storage_is_a_folder_of_a_store_without_secrets(url):
+    said = refusal(f"storage={url}")
+    assert said.startswith("storage: must")
+    assert "very-secret" not in said

@@ -31,6 +31,7 @@ from tests.test_search_spaces_ledger import (
 from tests.test_search_spaces_ledger import (
     check as check_folder,
 )
+from trainables import retention
 from trainables import stored as stored_module
 from trainables.batches import Batch, joined
 from trainables.checkpoint import read_description
@@ -41,6 +42,7 @@ from trainables.stored import (
     InFolder,
     Stored,
     copy_of_stored,
+    key_of,
     refuse_if_held,
     stored_study,
 )
@@ -107,6 +109,9 @@ class Objects:
     def delete(self, name):
         with self.changing(name):
             self.held.pop(self.prefix + name, None)
+
+    def check_creates_only(self):
+        pass
 
     def delete_under(self, prefix):
         for name in self.names(prefix):
@@ -535,3 +540,63 @@ def test_a_pickle_planted_in_the_store_is_never_executed(tmp_path, name):
     assert not (tmp_path / "executed").exists()
     pickle.loads(planted)
     assert (tmp_path / "executed").exists()  # else this test could not fail
+
+
+def test_a_number_given_out_again_with_other_choices_does_not_go_on_from_the_former_ones_state(tmp_path):
+    launch = launch_of("scheduler=fifo", "search.num_trials=2", "sampler=random")
+    machine = Machine(tmp_path / "first", Objects(), launch, waits=True)
+    machine.search(num_results=2)
+    former = machine.running[0][0].params
+    start = next(held for held in machine.objects.before if "study.yaml" in held)  # before any event
+    held = start | {name: content for name, content in machine.objects.held.items() if name.startswith("running/")}
+    again = launch_of("scheduler=fifo", "search.num_trials=1", "sampler=random", "task.pretrain.lr=2e-4")
+    other = Machine(tmp_path / "second", Objects(held), again)
+    with other.ledger() as ledger:
+        trial, run = ledger.next_trial()
+        other.begin(ledger, trial, run)
+        assert trial.params != former
+        assert other.running[0][0].state.epoch == 0
+        assert not other.objects.names("running/")  # what nobody knows is deleted before it could be in the way
+
+
+@pytest.mark.parametrize(
+    ("number", "params", "exploits"),
+    [(1, {"a": 1}, []), (0, {"a": 2}, []), (0, {"a": 1}, [{"epoch": 1, "donor": 2, "params": {"a": 1}}])],
+)
+def test_what_a_trial_lies_under_says_its_number_its_choices_and_its_exploits(number, params, exploits):
+    assert key_of(number, params, exploits) != key_of(0, {"a": 1}, [])
+    read_back = json.loads(json.dumps([params, exploits]))
+    assert key_of(number, *read_back) == key_of(number, params, exploits)
+
+
+def test_a_model_whose_trial_has_not_ended_in_the_stored_books_is_not_taken_for_a_kept_one(tmp_path):
+    launch = launch_of("scheduler=fifo", "search.num_trials=3")
+    machine = Machine(tmp_path / "first", Objects(), launch)
+    machine.search(num_results=2)
+    whole = Machine(tmp_path / "second", Objects(machine.objects.held), launch)
+    whole.search()
+    lost = {name: content for name, content in whole.objects.held.items() if name.startswith("models/0000-")}
+    assert lost
+    machine.objects.held.update(lost)  # stored, but not the batch that tells of it
+    Stored(machine.study, machine.objects).bring_up()
+    assert not machine.study.checkpoints.exists()
+    other = Machine(tmp_path / "third", machine.objects, launch)
+    other.search()
+    check(other.study.path, launch, 3)
+    check_store(other)
+
+
+def test_a_model_that_is_kept_again_is_not_deleted_as_one_that_was_left_over(tmp_path):
+    study = StudyFolder(tmp_path / "study")
+    objects = Objects()
+    stored = Stored(study, objects)
+    key = key_of(0, {}, [])
+    stored._models = {key}
+    stored.kept()  # nothing is kept here: what the store has is superfluous
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"weights")
+    description = {"trial": 0, "value": 0.5, "params": {}, "exploits": []}
+    with stored.held():
+        retention.keep(study, weights, description, keep_best=1, maximize=True)
+        stored.kept()
+    assert objects.names("models/") == [f"models/{key}/checkpoint.json", f"models/{key}/model.safetensors"]

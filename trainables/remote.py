@@ -13,6 +13,7 @@ import functools
 import os
 import random
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -156,6 +157,23 @@ class RemoteFolder:
         if self._ask(f"create {name}", create, num_bytes=len(content)):
             return True
         return self.get(name) == content
+
+    def check_creates_only(self) -> None:
+        """Refuse a store that replaces an object where it was to create one: two drivers could both go on there.
+
+        Raises:
+            StorageError: if it does, or does not answer.
+        """
+        name = f"probe-{uuid.uuid4().hex}"
+        try:
+            refuses = self.create(name, b"first") and not self.create(name, b"second")
+        finally:
+            self.delete(name)
+        if not refuses:
+            raise StorageError(
+                f"{self.url}: the store must refuse to write an object that is there (If-None-Match: *), it has "
+                "replaced one: use another store, or a shared folder with study_dir=DIR"
+            )
 
     def delete(self, name: str) -> None:
         """Delete an object; nothing where there is none.

@@ -231,6 +231,7 @@ class Stored:
             StudyError: if another driver has claimed it since it was read.
             StorageError: if the store does not take what is to be stored.
         """
+        self.remote.check_creates_only()
         self._store_books({book: self._lengths[book] for book in self._books}, claim=True)
         self._beat(0)
         self._thread.start()
