@@ -41,10 +41,12 @@ def started(folder, *arguments):
 
 
 def ended(folder, *arguments):
-    running = started(folder, *arguments)
-    said, _ = running.communicate(timeout=300)
+    with started(folder, *arguments) as running:
+        try:
+            said, _ = running.communicate(timeout=300)
+        finally:
+            running.kill()
     assert running.returncode == 0, said
-    return said
 
 
 def texts_below(folder):

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -37,6 +38,7 @@ from trainables.batches import Batch, joined
 from trainables.checkpoint import read_description
 from trainables.files import StorageError
 from trainables.node_folder import StateFolder
+from trainables.remote import RemoteFolder
 from trainables.stored import (
     HOLDER,
     InFolder,
@@ -468,8 +470,6 @@ def test_without_a_store_the_folder_is_all(tmp_path):
 
 
 def test_a_copy_to_read_holds_all_but_weights_and_claims_nothing(tmp_path, bucket, monkeypatch):
-    from trainables.remote import RemoteFolder
-
     url = f"{bucket}/study"
     launch = launch_of(*ASHA, "search.num_trials=3")
     machine = Machine(tmp_path / "driver", RemoteFolder(url), launch)
@@ -521,8 +521,6 @@ class Planted:
     ],
 )
 def test_a_pickle_planted_in_the_store_is_never_executed(tmp_path, name):
-    import pickle
-
     launch = launch_of(*ASHA, "search.num_trials=3")
     machine = Machine(tmp_path / "before", Objects(), launch)
     ledger = machine.search(num_results=6)
@@ -600,3 +598,9 @@ def test_a_model_that_is_kept_again_is_not_deleted_as_one_that_was_left_over(tmp
         retention.keep(study, weights, description, keep_best=1, maximize=True)
         stored.kept()
     assert objects.names("models/") == [f"models/{key}/checkpoint.json", f"models/{key}/model.safetensors"]
+
+
+def test_tune_may_pickle_a_study_while_it_is_held_and_gets_no_more_than_its_url(tmp_path):
+    stored = Stored(StudyFolder(tmp_path), RemoteFolder("s3://bucket/x"))
+    assert pickle.loads(pickle.dumps(stored)) == RemoteFolder("s3://bucket/x")
+    assert b"AWS" not in pickle.dumps(StudyFolder(tmp_path, on_record=stored.step))

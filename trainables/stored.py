@@ -169,6 +169,10 @@ class Stored:
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="store", daemon=True)
 
+    def __reduce__(self) -> tuple[type[RemoteFolder], tuple[str]]:
+        """Tune pickles all it is given into its scratch folder, which is never read: the URL will do there."""
+        return RemoteFolder, (self.remote.url,)
+
     # -------- opening
 
     def bring_up(self, *, weights: bool = True) -> None:
