@@ -3,16 +3,18 @@
 import os
 import pickle
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from trainables.checkpoint import copy_checkpoint, describe, description_of
+from trainables.failures import InterruptedTrial
 from trainables.files import StorageError, read_tensors, write_tensors
-from trainables.node_folder import PREFIX, Scratch, StateFolder, own_folder, state_folder
+from trainables.node_folder import PREFIX, Scratch, StateFolder, folder_held, own_folder, state_folder
 from trainables.remote import RemoteFolder
-from trainables.state import LAST, SavedState, TrainState, best_path
+from trainables.state import ATTEMPT, LAST, SavedState, TrainState, best_path
 from trainables.trial import Assignment, epochs
 from trainables.workers import Workers
 
@@ -62,7 +64,7 @@ def test_a_trial_that_goes_on_elsewhere_ends_bit_for_bit_as_an_unbroken_one(tiny
     for name in RemoteFolder(remote).names():
         assert RemoteFolder(remote).download(name, tmp_path / "end" / name)
     torch.testing.assert_close(tensors_of(tmp_path / "end"), tensors_of(unbroken.folder), rtol=0, atol=0)
-    assert not any((tmp_path / "node").iterdir())
+    assert not any((tmp_path / "node").glob(f"{PREFIX}*"))
 
 
 def test_an_epoch_is_in_the_store_before_it_is_reported(tiny_run, tiny_store, tmp_path, bucket):
@@ -89,7 +91,7 @@ def test_a_store_that_fails_fails_the_epoch_and_leaves_nothing_on_the_node(
     assignment = assigned(tiny_run, tiny_store, tmp_path, f"{bucket}/running/0003-abc")
     with pytest.raises(StorageError, match="the store is away"):
         computed(assignment)
-    assert not any((tmp_path / "node").iterdir())
+    assert not any((tmp_path / "node").glob(f"{PREFIX}*"))
 
 
 def saved(folder, *, best):
@@ -161,7 +163,7 @@ def test_without_a_store_a_trial_works_in_the_studys_folder_and_nothing_is_made(
         folder.saved()
         assert folder.with_encoder(tiny_run) is tiny_run
     assert sorted(path.name for path in tmp_path.iterdir()) == ["node"]
-    assert not any((tmp_path / "node").iterdir())
+    assert not any((tmp_path / "node").glob(f"{PREFIX}*"))
 
 
 def test_folders_of_processes_that_were_killed_are_deleted_and_others_stay(tmp_path):
@@ -200,3 +202,29 @@ def test_a_pickle_in_the_place_of_a_state_is_refused_and_never_executed(tiny_run
     with pytest.raises(StorageError, match=r"last.safetensors cannot be read as safetensors"):
         computed(assigned(tiny_run, tiny_store, tmp_path, remote))
     assert not (tmp_path / "executed").exists()
+
+
+def test_an_attempt_that_was_given_up_saves_nothing_more_to_the_store(tiny_run, tiny_store, tmp_path, bucket):
+    remote = RemoteFolder(f"{bucket}/running/0003-abc")
+    remote.put(ATTEMPT, b"1")
+    assignment = replace(assigned(tiny_run, tiny_store, tmp_path, remote.url), attempt=1)
+    running = epochs(assignment, Workers.of_this_process(num_gpus=0.0))
+    assert next(running)["epoch"] == 1
+    before = remote.get(LAST)
+    remote.put(ATTEMPT, b"2")
+    with pytest.raises(InterruptedTrial, match="attempt 1 was given up, the latest is 2"):
+        next(running)
+    remote.delete_under("")  # as where the trial has ended
+    with pytest.raises(InterruptedTrial, match="attempt 1 was given up, the latest is None"):
+        computed(assignment)
+    assert before is not None
+    assert remote.names() == []
+
+
+def test_the_folder_of_this_process_is_said_to_be_held_while_it_is_there(tmp_path, bucket):
+    remote = f"{bucket}/running/0003-abc"
+    assert folder_held(None) == folder_held(remote) == {}
+    with state_folder(tmp_path, remote) as folder:
+        assert folder_held(remote) == {"folder": str(folder.path)}
+        assert folder_held(None) == {}
+    assert folder_held(remote) == {}

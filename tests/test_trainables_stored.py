@@ -554,7 +554,7 @@ def test_a_number_given_out_again_with_other_choices_does_not_go_on_from_the_for
         other.begin(ledger, trial, run)
         assert trial.params != former
         assert other.running[0][0].state.epoch == 0
-        assert not other.objects.names("running/")  # what nobody knows is deleted before it could be in the way
+        assert other.objects.names("running/") == [f"running/{trial.key}/attempt"]  # what nobody knows is deleted
 
 
 @pytest.mark.parametrize(

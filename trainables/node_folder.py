@@ -153,11 +153,9 @@ class Scratch:
 
 def folder_held(remote: str | None) -> dict[str, str]:
     """What `trainables.nodes.holding` says besides, of a trial whose state is in a store: this process's folder."""
-    mine = (
-        []
-        if remote is None
-        else sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}{socket.gethostname()}-{os.getpid()}-*"))
-    )
+    if remote is None:
+        return {}
+    mine = sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}{socket.gethostname()}-{os.getpid()}-*"))
     return {"folder": str(mine[0])} if mine else {}
 
 

@@ -129,7 +129,7 @@ def _epochs_in(folder: StateFolder, assignment: Assignment, run: Run, workers: W
         yield result_of(state, time.monotonic() - started, finished=True, reason=f"collapsed: {error}")
 
 
-def refuse_superseded(assignment: Assignment, folder: StateFolder) -> None:
+def refuse_superseded(assignment: Assignment, folder: StateFolder | None = None) -> None:
     """Raise unless this is the trial's latest attempt: a later one saves to the same folder, or the trial has ended.
 
     Raises:
@@ -137,7 +137,7 @@ def refuse_superseded(assignment: Assignment, folder: StateFolder) -> None:
     """
     if assignment.attempt is None:
         return
-    latest = folder.latest_attempt()
+    latest = (folder or StateFolder(assignment.folder)).latest_attempt()
     if latest != assignment.attempt:
         raise InterruptedTrial("process_died", f"attempt {assignment.attempt} was given up, the latest is {latest}")
 
