@@ -82,21 +82,23 @@ STORED = {"events.jsonl": b"e1\ne2\n", "journal.log": b"j1\nj2\n"}
 def test_an_older_working_copy_becomes_what_is_stored(study, events, journal):
     study.events.write_bytes(events)
     study.journal.write_bytes(journal)
-    bring_up(study, STORED, "s3://bucket/x")
+    stood = bring_up(study, STORED, "s3://bucket/x")
+    assert (stood == "behind") == (not journal.startswith(STORED["journal.log"]))
     here = (study.events.read_bytes(), study.journal.read_bytes())
     assert here == tuple(STORED.values()) or here == (events, journal)
     assert all(content.startswith(stored) for content, stored in zip(here, STORED.values(), strict=True))
 
 
 def test_an_empty_folder_becomes_what_is_stored(study):
-    bring_up(study, STORED, "s3://bucket/x")
+    assert bring_up(study, STORED, "s3://bucket/x") == "behind"
     assert {path.name: path.read_bytes() for path in study.path.iterdir()} == STORED
+    assert bring_up(study, STORED, "s3://bucket/x") == "equal"
 
 
 def test_a_working_copy_that_is_ahead_stays(study):
     study.events.write_bytes(b"e1\ne2\ne3\nhalf")
     study.journal.write_bytes(b"j1\nj2\n")
-    bring_up(study, STORED, "s3://bucket/x")
+    assert bring_up(study, STORED, "s3://bucket/x") == "ahead"
     assert study.events.read_bytes() == b"e1\ne2\ne3\nhalf"
 
 

@@ -363,13 +363,16 @@ def test_a_driver_that_gets_too_far_ahead_of_the_store_waits_for_it(tmp_path, mo
     launch = launch_of("scheduler=fifo", "search.num_trials=2")
     machine = Machine(tmp_path, Objects(), launch)
     gate = Gate(machine.objects)
+    reporting = threading.Event()
+    opener = threading.Thread(target=lambda: (reporting.wait(30), gate.open.set()))
+    opener.start()
     with machine.ledger() as ledger:
-        opener = threading.Thread(target=lambda: (gate.entered.wait(30), gate.open.set()))
-        opener.start()
         machine.begin(ledger, *ledger.next_trial())
+        assert gate.entered.wait(30)
+        reporting.set()
         ledger.report(0, machine.epoch(0))
-        assert gate.open.is_set()
-        opener.join()
+        assert "batches/00000001" in machine.objects.names()
+    opener.join()
 
 
 def test_a_store_that_fails_ends_the_driver_and_the_study_goes_on_later(tmp_path):
@@ -604,3 +607,23 @@ def test_tune_may_pickle_a_study_while_it_is_held_and_gets_no_more_than_its_url(
     stored = Stored(StudyFolder(tmp_path), RemoteFolder("s3://bucket/x"))
     assert pickle.loads(pickle.dumps(stored)) == RemoteFolder("s3://bucket/x")
     assert b"AWS" not in pickle.dumps(StudyFolder(tmp_path, on_record=stored.step))
+
+
+def test_a_report_made_elsewhere_takes_the_place_of_an_older_one_but_not_of_one_that_is_not_stored_yet(tmp_path):
+    launch = launch_of("scheduler=fifo", "search.num_trials=2")
+    machine = Machine(tmp_path / "first", Objects(), launch)
+    machine.search(num_results=2)
+    older = tmp_path / "older" / "study"
+    shutil.copytree(machine.study.path, older)
+    (older / "report").mkdir()
+    (older / "report" / "figures").write_text("older")
+    machine.running = {}
+    machine.search()
+    machine.objects.put("report/figures", b"newer")
+    Stored(StudyFolder(older), machine.objects).bring_up()
+    assert (older / "report" / "figures").read_text() == "newer"
+    (older / "report" / "figures").write_text("not stored yet")
+    Stored(StudyFolder(older), machine.objects).bring_up()
+    assert (older / "report" / "figures").read_text() == "not stored yet"
+    Stored(StudyFolder(older), machine.objects).bring_up(weights=False)
+    assert (older / "report" / "figures").read_text() == "newer"

@@ -12,12 +12,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from trainables.files import StorageError, read_bytes, write_atomically
 from trainables.study import StudyError, StudyFolder
 
 FORMAT = 1
 FOLDER = "batches/"
+Standing = Literal["behind", "equal", "ahead"]
 Books = dict[str, bytes]
 """Content of each book by its name; the events, written first, come first."""
 
@@ -130,7 +132,7 @@ def joined(objects: Iterable[tuple[str, bytes | None]], books: Iterable[str]) ->
     return {book: b"".join(parts) for book, parts in contents.items()}, batches, previous
 
 
-def bring_up(study: StudyFolder, stored: Books, url: str) -> None:
+def bring_up(study: StudyFolder, stored: Books, url: str) -> Standing:
     """Make the books in a study's folder those of the store, unless they hold more than it does.
 
     Args:
@@ -138,14 +140,19 @@ def bring_up(study: StudyFolder, stored: Books, url: str) -> None:
         stored: what the store holds.
         url: of the store's folder, for the message.
 
+    Returns:
+        How the folder stood to the store before.
+
     Raises:
         StudyError: if the folder's books and the store's are not of one study; nothing is changed then.
         StorageError: if they cannot be read or written.
     """
     paths = {book: study.path / book for book in stored}
     here = {book: read_bytes(path) if path.exists() else b"" for book, path in paths.items()}
+    if here == stored:
+        return "equal"
     if all(here[book].startswith(stored[book]) for book in stored):  # a crash came before the last batch was stored
-        return
+        return "ahead"
     if not all(stored[book].startswith(whole_lines(here[book])) for book in stored):
         raise StudyError(
             f"{study.path} must hold a copy of the study at {url}, an older one or a newer one; its books are others: "
@@ -153,6 +160,7 @@ def bring_up(study: StudyFolder, stored: Books, url: str) -> None:
         )
     for book, path in paths.items():
         write_atomically(path, stored[book])
+    return "behind"
 
 
 def whole_lines(content: bytes) -> bytes:

@@ -190,13 +190,16 @@ class Stored:
         batches = [name for name in names if name.startswith(FOLDER)]
         objects = zip(batches, self.remote.get_many(batches), strict=True)
         books, known, self._previous = joined(objects, self._books)
-        bring_up(self.study, books, self.remote.url)
+        stood = bring_up(self.study, books, self.remote.url)
+        # one that only reads has nothing of its own; a driver that was killed may have evaluated what is not stored yet
+        reports_are_stale = stood == "behind" or (stood == "equal" and not weights)
         self._number, self._lengths = len(known), {book: len(content) for book, content in books.items()}
         self._models = {name.split("/")[1] for name in names if name.startswith(MODELS) and name.endswith(DESCRIPTION)}
         for name in names:
             path = self.study.path / name
-            as_in_the_folder = name.startswith(("report/", "encoder/")) or name == self.study.trials.name
-            if name == self.study.configuration.name or (as_in_the_folder and not path.exists()):
+            stale = reports_are_stale and (name.startswith("report/") or name == self.study.trials.name)
+            lacking = name.startswith(("report/", "encoder/", self.study.trials.name)) and not path.exists()
+            if name == self.study.configuration.name or stale or lacking:
                 self.remote.download(name, path)
                 self._written[name] = _stamp(path)
         self._bring_models(weights=weights)
