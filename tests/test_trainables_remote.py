@@ -43,6 +43,20 @@ def test_a_folder_knows_nothing_of_one_whose_name_begins_like_its_own(bucket):
     assert RemoteFolder(bucket).names() == ["study/mine", "study2/other", "top"]
 
 
+def test_what_stands_for_a_folder_is_no_object_and_goes_with_what_lies_in_it(bucket):
+    from pyarrow.fs import FileSystem
+
+    system, path = FileSystem.from_uri(f"{bucket}/study/train")  # as Ray Train does with the URL it is given
+    system.create_dir(f"{path}/x", recursive=True)
+    with system.open_output_stream(f"{path}/x/file") as file:
+        file.write(b"1")
+    folder = RemoteFolder(f"{bucket}/study")
+    assert folder.names() == ["train/x/file"]
+    folder.under("train").delete_under("")
+    assert folder.names() == []
+    assert folder._keys("train/") == []
+
+
 def test_files_go_there_and_back(folder, tmp_path):
     (tmp_path / "sent").write_bytes(bytes(range(256)) * 1000)
     folder.upload(tmp_path / "sent", "file")

@@ -627,3 +627,15 @@ def test_a_report_made_elsewhere_takes_the_place_of_an_older_one_but_not_of_one_
     assert (older / "report" / "figures").read_text() == "not stored yet"
     Stored(StudyFolder(older), machine.objects).bring_up(weights=False)
     assert (older / "report" / "figures").read_text() == "newer"
+
+
+def test_what_others_put_beside_the_objects_of_a_study_is_left_alone(tmp_path):
+    launch = launch_of(*ASHA, "search.num_trials=3")
+    machine = Machine(tmp_path / "first", Objects(), launch)
+    machine.search(num_results=6)
+    notes = ["running/notes.txt", "models/mine/checkpoint.json", "models/0000-x/checkpoint.json", "readme"]
+    machine.objects.held.update(dict.fromkeys(notes, b"a note"))
+    other = Machine(tmp_path / "second", Objects(machine.objects.held), launch)
+    other.search()
+    check(other.study.path, launch, 3)
+    assert set(notes) <= set(other.objects.names())

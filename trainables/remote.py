@@ -186,21 +186,26 @@ class RemoteFolder:
             self._ask(f"delete {name}", lambda: store._rm_file(path))
 
     def delete_under(self, prefix: str) -> None:
-        """Delete all objects whose names begin with `prefix`.
+        """Delete all objects whose names begin with `prefix`, with what stands for folders among them.
 
         Raises:
             StorageError: if the store does not.
         """
-        if names := self.names(prefix):
+        if names := self._keys(prefix):
             with ThreadPoolExecutor(AT_A_TIME) as pool:
                 list(pool.map(self.delete, names))
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of all objects that begin with `prefix`, in the order of their bytes.
 
+        Without the empty ones, named with / at their end, by which pyarrow and consoles remember a folder.
+
         Raises:
             StorageError: if the store does not list them.
         """
+        return [name for name in self._keys(prefix) if name and not name.endswith("/")]
+
+    def _keys(self, prefix: str) -> list[str]:
         store, (bucket, root) = _store(), parts_of(self.url)
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{root}{prefix}", "MaxKeys": NAMES_A_PAGE}
         found: list[str] = []

@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -51,6 +52,11 @@ SILENT_S = 60.0
 OUTBOX = ".to_store"
 """Where the working copy holds models until they are stored."""
 HOLDER, MODELS, RUNNING = "holder.json", "models/", "running/"
+
+
+KEY = re.compile(r"(\d{4,})-[0-9a-f]{12}")
+NUMBER = re.compile(rf"{RUNNING}(\d{{4,}})-")
+"""What others put beside our objects has other names, and is left alone."""
 
 
 def key_of(number: int, params: Mapping[str, Any], exploits: Collection[Mapping[str, Any]]) -> str:
@@ -194,7 +200,8 @@ class Stored:
         # one that only reads has nothing of its own; a driver that was killed may have evaluated what is not stored yet
         reports_are_stale = stood == "behind" or (stood == "equal" and not weights)
         self._number, self._lengths = len(known), {book: len(content) for book, content in books.items()}
-        self._models = {name.split("/")[1] for name in names if name.startswith(MODELS) and name.endswith(DESCRIPTION)}
+        described = (name.split("/") for name in names if name.startswith(MODELS) and name.endswith(f"/{DESCRIPTION}"))
+        self._models = {parts[1] for parts in described if KEY.fullmatch(parts[1])}
         for name in names:
             path = self.study.path / name
             stale = reports_are_stale and (name.startswith("report/") or name == self.study.trials.name)
@@ -372,8 +379,8 @@ class Stored:
         Raises:
             StorageError: if the store does not.
         """
-        keys = {name.split("/")[1] for name in self.remote.names(RUNNING)}
-        for number in sorted({int(key.partition("-")[0]) for key in keys} - set(waiting)):
+        there = {int(found[1]) for name in self.remote.names(RUNNING) if (found := NUMBER.match(name))}
+        for number in sorted(there - set(waiting)):
             if number in ended:
                 self.drop(number)
             else:
