@@ -104,7 +104,7 @@ def test_a_working_copy_that_is_ahead_stays(study):
 
 @pytest.mark.parametrize(
     ("events", "journal"),
-    [(b"other\n", b""), (b"e1\nx2\n", b"j1\n"), (b"e1\ne2\ne3\n", b"j1\n"), (b"", b"j1\nj2\nj3\n")],
+    [(b"other\n", b""), (b"e1\nx2\n", b"j1\n"), (b"e1\ne2\n", b"x\n"), (b"", b"j1\nj2\nj3\n")],
 )
 def test_a_folder_of_another_study_is_refused_and_left_as_it_is(study, events, journal):
     study.events.write_bytes(events)
@@ -112,6 +112,14 @@ def test_a_folder_of_another_study_is_refused_and_left_as_it_is(study, events, j
     with pytest.raises(StudyError, match=r"must hold a copy of the study at s3://bucket/x, .*: type study_dir=DIR"):
         bring_up(study, STORED, "s3://bucket/x")
     assert (study.events.read_bytes(), study.journal.read_bytes()) == (events, journal)
+
+
+def test_a_journal_that_lost_its_end_as_the_power_failed_gets_it_back_beside_events_that_are_ahead(study):
+    study.events.write_bytes(b"e1\ne2\ne3\n")
+    study.journal.write_bytes(b"j1\n")
+    assert bring_up(study, STORED, "s3://bucket/x") == "ahead"
+    assert study.events.read_bytes() == b"e1\ne2\ne3\n"
+    assert study.journal.read_bytes() == STORED["journal.log"]
 
 
 def test_a_line_that_was_cut_off_is_no_line():

@@ -151,16 +151,20 @@ def bring_up(study: StudyFolder, stored: Books, url: str) -> Standing:
     here = {book: read_bytes(path) if path.exists() else b"" for book, path in paths.items()}
     if here == stored:
         return "equal"
-    if all(here[book].startswith(stored[book]) for book in stored):  # a crash came before the last batch was stored
-        return "ahead"
-    if not all(stored[book].startswith(whole_lines(here[book])) for book in stored):
+    ahead = {book: here[book].startswith(stored[book]) and here[book] != stored[book] for book in stored}
+    behind = {book: stored[book].startswith(whole_lines(here[book])) and not ahead[book] for book in stored}
+    events, *others = stored
+    # events reach the disk first: where the power failed, they alone may be ahead of what is stored
+    mixed = behind[events] and here[events] != stored[events] and any(ahead[book] for book in others)
+    if mixed or not all(ahead[book] or behind[book] for book in stored):
         raise StudyError(
             f"{study.path} must hold a copy of the study at {url}, an older one or a newer one; its books are others: "
             "type study_dir=DIR with an empty folder to go on from the store, or another storage=URL"
         )
     for book, path in paths.items():
-        write_atomically(path, stored[book])
-    return "behind"
+        if behind[book]:
+            write_atomically(path, stored[book])
+    return "ahead" if any(ahead.values()) else "behind"
 
 
 def whole_lines(content: bytes) -> bytes:
