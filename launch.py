@@ -412,7 +412,7 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
     console.print(f"study: {ledger.folder.path}", markup=False)
     with (
         quiet(console, ledger.folder.log) as terminal,
-        ready_cluster(launch, ledger.folder, store.path, terminal),
+        ready_cluster(launch, ledger.folder, store.path, terminal, **seen_by_nodes(launch)),
         ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
         configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
         make_tracker(launch.tracking, ledger.folder) as track,
@@ -440,6 +440,15 @@ def say_interrupted(study: StudyFolder, terminal: Console) -> None:
     """Record that the study is interrupted while there is time: SIGKILL may follow."""
     study.record("study_interrupted")
     terminal.print("stopping; what ran is saved up to its last epoch", markup=False)
+
+
+def seen_by_nodes(launch: Launch) -> dict[str, Any]:
+    """What the pre-flight has every node try: the study's folder, or the object store that takes its place."""
+    if launch.storage is None:
+        return {}
+    from trainables.remote import try_from_here
+
+    return {"shared": False, "probes": {"storage": functools.partial(try_from_here, launch.storage)}}
 
 
 def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:
@@ -690,7 +699,10 @@ def preflight(launch: Launch, console: Console) -> int:
     with study.locked():
         store = open_store(launch, console)
         describe_recordings(launch, open_recordings(launch.run, store.path), console)
-        with quiet(console, study.log) as terminal, ready_cluster(launch, study, store.path, terminal, say_all=True):
+        with (
+            quiet(console, study.log) as terminal,
+            ready_cluster(launch, study, store.path, terminal, say_all=True, **seen_by_nodes(launch)),
+        ):
             pass
     return 0
 

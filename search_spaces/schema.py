@@ -227,13 +227,12 @@ class Launch(Settings):
                 raise ValueError(f"{key} goes with command={command}, got command={self.command}")
             if getattr(self, key) is None and self.command == command == "import":
                 raise ValueError(f"command=import needs {key}=FILE")
-        of_a_study = self.command in ("search", "report", "show") or (
+        of_a_study = self.command in ("search", "report", "show", "preflight") or (
             self.command == "train" and self.trial is not None
         )
         if self.storage is not None and not of_a_study:
-            raise ValueError(
-                f"storage goes with a study: command=search, report, or train with trial=N, got {self.command}"
-            )
+            said = "storage goes with a study: command=search, preflight, report, or train with trial=N"
+            raise ValueError(f"{said}, got {self.command}")
         return self
 
     @model_validator(mode="after")

@@ -246,3 +246,13 @@ def test_another_study_in_the_store_is_refused_before_anything_is_written(bucket
     assert "resume=never" in mistake(capsys, *SYNTHETIC, "seed=3", "resume=never", f"storage={bucket}/x")
     assert RemoteFolder(f"{bucket}/x").names() == ["study.yaml"]
     assert not Path("new").exists()
+
+
+def test_with_a_store_the_nodes_try_that_instead_of_the_studys_folder(bucket):
+    from search_spaces.compose import compose_choices
+    from search_spaces.schema import checked
+
+    assert launch.seen_by_nodes(checked(compose_choices(SYNTHETIC).tree)) == {}
+    tries = launch.seen_by_nodes(checked(compose_choices([*SYNTHETIC, f"storage={bucket}/x"]).tree))
+    assert tries["shared"] is False
+    assert tries["probes"]["storage"]() is None

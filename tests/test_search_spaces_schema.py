@@ -279,7 +279,7 @@ def test_storage_is_null_unless_typed_and_goes_with_a_study():
     assert launch().storage is None
     assert launch("storage=s3://bucket/a/b-1").storage == "s3://bucket/a/b-1"
     said = refusal("storage=s3://bucket/a", "command=train")
-    assert "storage goes with a study: command=search, report, or train with trial=N, got train" in said
+    assert "storage goes with a study: command=search, preflight, report, or train with trial=N, got train" in said
 
 
 @pytest.mark.parametrize("url", ["/shared/x", "s3://key:very-secret@bucket/x", "s3://bucket/x?secret=very-secret"])

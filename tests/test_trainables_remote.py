@@ -1,5 +1,7 @@
 """A folder in an object store: what it does, and what it makes of a store that falters."""
 
+import functools
+import pickle
 import socket
 import threading
 import time
@@ -12,7 +14,7 @@ import pytest
 
 from trainables import remote
 from trainables.files import StorageError
-from trainables.remote import RemoteFolder
+from trainables.remote import RemoteFolder, try_from_here
 from trainables.remote_url import parts_of, problem_of
 
 
@@ -285,3 +287,16 @@ def test_what_does_not_pass_is_not_tried_again(faults):
         faults.folder.put("a", b"1")
     assert len(faults.asked) == 1
     assert "a-secret-of-tests" not in str(failed.value)
+
+
+def test_what_a_node_finds_wrong_with_a_store_is_said_in_one_line(faults, monkeypatch):
+    url = faults.folder.url
+    assert pickle.loads(pickle.dumps(functools.partial(try_from_here, url)))() is None
+    assert faults.folder.names() == []
+    faults.next = ["403..."]
+    assert "not allowed to write probe-" in try_from_here(url)
+    faults.next = ["503..."]
+    assert "told to): see that it answers" in try_from_here(url, patience_s=0.5)
+    faults.next = []
+    monkeypatch.setattr(RemoteFolder, "get", lambda self, name: b"")
+    assert "must give what was written to it" in try_from_here(url)

@@ -282,6 +282,19 @@ class RemoteFolder:
         return f"{self.url}: the store could not {deed}: {came}"
 
 
+def try_from_here(url: str, *, patience_s: float = 5.0) -> str | None:
+    """Write, read and delete an object from this machine: None if that can be done, else one line on what is wrong."""
+    name, content = f"probe-{uuid.uuid4().hex}", os.urandom(16)
+    try:
+        folder = RemoteFolder(url, patience_s=patience_s, attempt_s=patience_s)
+        folder.put(name, content)
+        read = folder.get(name)
+        folder.delete(name)
+    except StorageError as error:
+        return str(error)
+    return None if read == content else f"{url}: the store must give what was written to it, it gave something else"
+
+
 def passes(error: BaseException) -> bool:
     """Whether what went wrong may well go right when it is asked again."""
     from aiohttp import ClientError as ConnectionFault
