@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from shutil import ignore_patterns
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ from trainables.node_folder import StateFolder
 from trainables.remote import RemoteFolder
 from trainables.stored import (
     HOLDER,
+    OUTBOX,
     InFolder,
     Stored,
     copy_of_stored,
@@ -301,7 +303,14 @@ class Killed(Snapshots):
         if threading.get_ident() != self._driver:
             return
         taken = len(self.taken)
-        super().take(torn)
+        copytree = shutil.copytree
+
+        def all_but_outbox(source, target, symlinks=False, ignore=None, *others, **named):
+            return copytree(source, target, symlinks, ignore_patterns(OUTBOX), *others, **named)
+
+        with pytest.MonkeyPatch.context() as patch:  # the store's thread empties that folder meanwhile
+            patch.setattr(shutil, "copytree", all_but_outbox)
+            super().take(torn)
         if len(self.taken) > taken:
             self.stores.append(dict(self.objects.held))
 
