@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import launch
 from tests.test_search import REPOSITORY, TINY, check_books, events_of
+from tests.test_search_spaces_preflight import TOKEN, free_port, ray_node
 from trainables.remote import RemoteFolder
 
 pytestmark = pytest.mark.cluster
@@ -99,6 +101,50 @@ def test_a_search_whose_machine_is_lost_goes_on_from_the_store(tmp_path, bucket,
         assert b"a-key-of-tests" not in place
     assert planted in stored  # the search above would have found it
     assert json.loads((copy / "checkpoints" / "best_1" / "checkpoint.json").read_text())["value"] > 0
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder for temporary files on a disk that holds no trial's state."""
+    disk = tmp_path / "full"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_of_one_node_interrupts_its_trials_which_go_on_elsewhere(tmp_path, bucket, full_disk, monkeypatch):
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    address = f"{socket.gethostbyname(socket.gethostname())}:{(port := free_port())}"
+    ports = [f"--port={port}", f"--dashboard-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+    with (
+        ray_node("--head", *ports),
+        ray_node(f"--address={address}", before=("env", f"TMPDIR={full_disk}")),
+    ):
+        ended(
+            tmp_path,
+            *TINY,
+            f"storage={bucket}/full",
+            "cluster=ray",
+            f"cluster.address={address}",
+            "search.num_trials=3",
+            "task.pretrain.num_epochs=1",
+            "task.finetune.num_epochs=1",
+        )
+    check_books(tmp_path / "study", 3)
+    events = events_of(tmp_path / "study")
+    interrupted = [event for event in events if event["event"] == "trial_interrupted"]
+    assert {event["cause"] for event in interrupted} == {"storage"}
+    assert len({node for event in interrupted for node in event["nodes"]}) == 1
+    assert all("the disk is full" in event["reason"] for event in interrupted)
+    assert len({node for event in events if event["event"] == "epoch" for node in event["nodes"]}) == 1
+    (released,) = (event for event in events if event["event"] == "released")
+    assert released["left"] == []
 
 
 @pytest.mark.slow
