@@ -47,7 +47,7 @@ SEARCH = [
     "search=stmem_ptbxl",
     "scale=laptop",
     "data=synthetic",
-    "data.reader.num_patients=150",
+    "data.reader.num_patients=300",
     "data.max_train_patients=null",
     "data.max_valid_patients=null",
     "data.leads=[I,II,V2]",
@@ -380,8 +380,9 @@ class Chaos:
         return {number: running.get(number, {"epoch": 0})}
 
 
-OF_WORKERS = ("ray::Trial", "ray::RayTrainWorker")
-OF_TRIALS = (*OF_WORKERS, "ray::GangTrial", "ray::TrainController", "ray::Mailbox")
+OF_WORKERS = ("ray::Trial.train", "ray::RayTrainWorker")
+"""What processes call themselves that compute a trial now; one that waits for its next trial is but `ray::Trial`."""
+OF_TRIALS = ("ray::Trial", "ray::RayTrainWorker", "ray::GangTrial", "ray::TrainController", "ray::Mailbox")
 NOTICE_S = 10
 
 
@@ -459,7 +460,7 @@ ONE_WORKER = ("task.pretrain.num_epochs=6", "task.finetune.num_epochs=6")
 TWO_WORKERS = (*ONE_WORKER, "cluster.workers_per_trial=2")
 WHOLE = {
     "drivers": (["driver"] * 10, ONE_WORKER, 12),
-    "machines": ([*["raylet"] * 7, *["worker"] * 3, *["drain"] * 2, "head"], ONE_WORKER, 16),
+    "machines": ([*["raylet"] * 7, *["worker"] * 3, *["drain"] * 2, "head"], ONE_WORKER, 24),
     "gangs": ([*["raylet"] * 3, *["worker"] * 3, "drain", *["trial"] * 2], TWO_WORKERS, 6),
 }
 SHORT = {
