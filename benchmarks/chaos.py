@@ -132,6 +132,7 @@ class Machines:
     def restart_head(self) -> None:
         """Kill the head's service and start it again: it has its state from the embedded store."""
         head = self.cluster.head_node
+        assert any((self._folder / "store").iterdir()), "the head must keep its state in the embedded store"
         head.kill_gcs_server(check_alive=False)
         head.start_gcs_server()
 
