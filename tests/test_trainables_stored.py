@@ -372,16 +372,19 @@ def test_a_driver_that_gets_too_far_ahead_of_the_store_waits_for_it(tmp_path, mo
     launch = launch_of("scheduler=fifo", "search.num_trials=2")
     machine = Machine(tmp_path, Objects(), launch)
     gate = Gate(machine.objects)
-    reporting = threading.Event()
-    opener = threading.Thread(target=lambda: (reporting.wait(30), gate.open.set()))
-    opener.start()
     with machine.ledger() as ledger:
         machine.begin(ledger, *ledger.next_trial())
         assert gate.entered.wait(30)
-        reporting.set()
+        wait = ledger.states._changed.wait
+
+        def open_once_the_driver_waits(timeout=None):
+            if threading.current_thread() is threading.main_thread():
+                gate.open.set()
+            return wait(timeout)
+
+        monkeypatch.setattr(ledger.states._changed, "wait", open_once_the_driver_waits)
         ledger.report(0, machine.epoch(0))
         assert "batches/00000001" in machine.objects.names()
-    opener.join()
 
 
 def test_a_store_that_fails_ends_the_driver_and_the_study_goes_on_later(tmp_path):
