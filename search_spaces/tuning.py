@@ -150,10 +150,14 @@ class LedgerScheduler(FIFOScheduler):
 
 
 def error_of(trial: TuneTrial) -> BaseException:
-    """What ended a trial. Tune hands it to nobody, but has just now written it to a file of this driver's session.
+    """What ended a trial. Tune hands it to nobody, but has just written it to a file of this driver's session.
 
-    `Trial.get_pickled_error` looks for it where the file is copied to later.
+    `Trial.get_pickled_error` looks for it where the file is copied to later. What is neither raised by the trial nor
+    the end of its actor is written as text alone, e.g. that memory ran out.
     """
+    if trial.pickled_error_file is None:
+        lines = Path(trial.error_file).read_text(errors="replace").strip().splitlines()
+        return InterruptedTrial("process_died", lines[-1] if lines else "Ray does not say why")
     with open(trial.pickled_error_file, "rb") as file:
         error: BaseException = cloudpickle.load(file)
     return error

@@ -1,14 +1,21 @@
-"""What the cluster can hold, and what Tune's results are to the ledger."""
+"""What the cluster can hold, what Tune's results and errors are to the ledger, and where its scratch lies."""
+
+import pickle
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_spaces import tuning
 from search_spaces.compose import compose_choices
 from search_spaces.schema import checked
-from search_spaces.tuning import concurrency, gangs_on, unflattened
+from search_spaces.tuning import Places, concurrency, error_of, gangs_on, scratch_folder, unflattened
+from trainables.failures import InterruptedTrial
 from trainables.settings import Cluster
-from trainables.study import StudyError
+from trainables.study import StudyError, StudyFolder
+from trainables.trial import resources_of
 
 
 def cluster(**changes):
@@ -99,3 +106,69 @@ def test_metrics_come_back_under_their_own_names():
     ours |= {"holds": [{"node": "n1"}]}
     flat = ours | {"reason": None, "metrics/val/auroc": 0.7, "metrics/train/loss": 1.0, "training_iteration": 2}
     assert unflattened(flat) == ours | {"reason": None, "metrics": {"val/auroc": 0.7, "train/loss": 1.0}}
+
+
+def test_an_error_that_tune_keeps_as_text_alone_is_of_what_the_trial_runs_on(tmp_path):
+    text = "Failure # 1 (occurred at 2026)\nTask was killed due to the node running low on memory.\n"
+    (tmp_path / "error.txt").write_text(text)
+    error = error_of(SimpleNamespace(pickled_error_file=None, error_file=tmp_path / "error.txt"))
+    assert str(error) == "process_died: Task was killed due to the node running low on memory."
+
+
+def test_an_error_that_tune_keeps_whole_is_read_as_it_was(tmp_path):
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(InterruptedTrial("storage", "the disk is full", ("n1",))))
+    error = error_of(SimpleNamespace(pickled_error_file=tmp_path / "error.pkl"))
+    assert (error.cause, error.nodes) == ("storage", ("n1",))
+
+
+# -------- where trials may run
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """The usable nodes of a cluster, by id; asked anew each time."""
+    there = {"n1": {"CPU": 2.0}, "n2": {"CPU": 1.0}}
+    monkeypatch.setattr(tuning, "usable_nodes", lambda: there)
+    monkeypatch.setattr(tuning, "ASK_EVERY_S", -1.0)
+    return there
+
+
+def test_as_many_trials_run_as_the_nodes_hold_that_are_there_now(nodes, caplog):
+    places = Places(cluster())
+    assert places.room() == 3
+    nodes["n3"] = {"CPU": 4.0}
+    assert places.room() == 7
+    nodes.clear()
+    assert places.room() == 0  # until one joins
+    assert "the cluster now has room for 0 trials at a time, before 7" in caplog.text
+    nodes["n4"] = {"CPU": 1.0}
+    assert places.room() == 1
+
+
+def test_a_node_whose_disk_is_full_is_avoided_unless_it_is_the_only_one(nodes):
+    places = Places(cluster())
+    places.avoid(InterruptedTrial("process_died", "it was killed", ("n1",)))
+    assert not places.avoided
+    places.avoid(InterruptedTrial("storage", "the disk is full", ("n1",)))
+    assert places.avoided == {"n1"}
+    assert places.room() == 1
+    assert places.resources() == resources_of(cluster(), 0, avoid=frozenset({"n1"}))
+    assert places.resources() != resources_of(cluster(), 0)
+    places.avoid(InterruptedTrial("storage", "the disk is full", ("n2",)))
+    assert places.avoided == {"n1"}
+
+
+def test_tunes_scratch_is_nobody_elses_and_what_a_killed_driver_left_there_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning.tempfile, "gettempdir", lambda: str(tmp_path))
+    study = StudyFolder(tmp_path / "study")
+    with scratch_folder(study) as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "left").touch()
+        killed = shutil.copytree(folder, tmp_path / "killed")
+    assert not folder.exists()
+    killed.rename(folder)
+    with scratch_folder(study) as again:
+        assert again == folder
+        assert not any(folder.iterdir())
+    with scratch_folder(StudyFolder(tmp_path / "another")) as other:
+        assert other != folder

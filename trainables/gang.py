@@ -26,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from trainables.diagnosis import Note, interruption_of_gang, said
 from trainables.failures import InterruptedTrial
 from trainables.files import StorageError
-from trainables.node_folder import Scratch
+from trainables.node_folder import Scratch, folder_held
 from trainables.nodes import holding, is_alive
 from trainables.settings import backend_of
 from trainables.trial import Assignment, Engine, Trial, epochs, outside
@@ -95,6 +95,9 @@ def work(config: dict[str, Any]) -> None:
             result = next(results, None)
             if result is None:
                 return
+            if held["folder"] is None and (own := folder_held(assignment.remote)):  # it is made with the first epoch
+                held |= own
+                ray.get(mailbox.enrol.remote(workers.rank, held))
             if workers.rank == 0:
                 ray.get(mailbox.put.remote(result))
     except Exception as error:
