@@ -282,7 +282,7 @@ def test_code_and_configuration_travel_and_nothing_else(head, capsys, monkeypatc
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert files == here | {"launch.py", "trainables/revision.txt"}
-    assert len(package) < 2**20
+    assert len(package) < 2 * 2**20
 
 
 def test_recordings_and_weights_among_the_code_stay_here(somewhere, monkeypatch):
