@@ -365,7 +365,8 @@ def dashboard_problem() -> str | None:
     from ray.util.state import list_nodes
 
     try:
-        list_nodes(timeout=DASHBOARD_S)
+        # of our own cluster: without an address it finds whichever runs on this machine
+        list_nodes(address=ray.get_runtime_context().gcs_address, timeout=DASHBOARD_S)
     except Exception as error:  # noqa: BLE001  without a dashboard it is a ValueError, else one of several
         return last_line(error)
     return None
