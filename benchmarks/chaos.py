@@ -463,7 +463,7 @@ WHOLE = {
     "drivers": (["driver"] * 10, ONE_WORKER, 12),
     "machines": ([*["raylet"] * 7, *["worker"] * 3, *["drain"] * 2], ONE_WORKER, 24),
     "gangs": ([*["raylet"] * 3, *["worker"] * 3, "drain", *["trial"] * 2], TWO_WORKERS, 6),
-    "head": (["head"], ONE_WORKER, 4),  # last: the dashboard does not find back to a head that was restarted, see docs
+    "head": (["head"], ONE_WORKER, 4),
 }
 SHORT = {
     "machines": (["raylet", "driver", "drain"], ONE_WORKER, 4),
