@@ -78,6 +78,14 @@ class FailingTrial(Trial):
         return Failing(assignment)
 
 
+def title(process):
+    """What a process calls itself; nothing where it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # or is a zombie
+        return ""
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The folder of a search whose trials failed, and what of it was still running when it had ended."""
@@ -107,7 +115,7 @@ def study(tmp_path_factory):
         )
         raylets = [p for p in psutil.Process().children(recursive=True) if "raylet" in p.name()]
         workers = [process for raylet in raylets for process in raylet.children(recursive=True)]
-        left = [process for process in workers if "FailingTrial" in " ".join(process.cmdline())]
+        left = [process for process in workers if "FailingTrial" in title(process)]
         groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
     return folder, ledger, left, groups
 
