@@ -123,6 +123,11 @@ class Machines:
         self.raylet(node).kill()
         self.cluster.remove_node(self.nodes.pop(node), allow_graceful=False)
 
+    def kill_if_there(self, node: str) -> None:
+        """Kill a node unless another fault has."""
+        if node in self.nodes:
+            self.kill(node)
+
     def drain(self, node: str, seconds: int) -> None:
         """Tell the cluster that a node will be gone in some seconds."""
         command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.address]
@@ -346,7 +351,7 @@ class Chaos:
         node = self._node_of_one(running)
         self.machines.join()
         self.machines.drain(node, NOTICE_S)
-        threading.Timer(NOTICE_S, self.machines.kill, [node]).start()
+        threading.Timer(NOTICE_S, self.machines.kill_if_there, [node]).start()
         return on_node(running, node)
 
     def worker(self, running: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]] | None:
@@ -371,14 +376,14 @@ class Chaos:
         if not processes:
             return None
         killed = self._draw.choice(processes)
-        interrupted = sum(event["event"] == "trial_interrupted" for event in self.search.events())
+        seen = len(self.search.events())
         killed.kill()
         events = self.search.until(
-            lambda events: sum(event["event"] == "trial_interrupted" for event in events) > interrupted,
+            lambda events: any(event["event"] in ("trial_interrupted", "trial_ended") for event in events[seen:]),
             "an interrupted trial",
         )
-        number = [event["trial"] for event in events if event["event"] == "trial_interrupted"][-1]
-        return {number: running.get(number, {"epoch": 0})}
+        hit = [event["trial"] for event in events[seen:] if event["event"] == "trial_interrupted"]
+        return {hit[0]: running.get(hit[0], {"epoch": 0})} if hit else None  # its trial had just ended
 
 
 OF_WORKERS = ("ray::Trial.train", "ray::RayTrainWorker")
