@@ -15,13 +15,12 @@ import ray
 from ray.exceptions import RayError
 
 from search_spaces.authentication import MODE, TOKEN, authenticate, token_path
+from search_spaces.node_facts import OF_A_WORKER
 from trainables.settings import Cluster
 from trainables.study import StudyError
 
 logger = logging.getLogger(__name__)
 
-OF_A_WORKER = ("data", "models", "reports", "search_spaces", "trainables")
-"""What of the checkout travels to the nodes of a cluster: not the recordings and studies that may lie beside it."""
 DASHBOARD_HOST = "127.0.0.1"
 ANSWER_WITHIN_S = 10
 

@@ -56,7 +56,6 @@ class TrialRecord:
         stopped: whether the policy has said so.
         attempt: how often it was begun or gone on with.
         failures: interruptions that count (trainables.failures).
-        interruptions: all of them.
         lost_at: the epoch at which its machine was last lost without a notice.
         exploits: when it went on from another trial's weights (population-based training).
     """
@@ -76,7 +75,6 @@ class TrialRecord:
     stopped: bool = False
     attempt: int = 1
     failures: int = 0
-    interruptions: int = 0
     lost_at: int | None = None
     exploits: list[dict[str, Any]] = field(default_factory=list)
 
@@ -426,7 +424,6 @@ class Ledger:
             self._catch_up(trial)
 
     def _take_in_interruption(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:
-        trial.interruptions += 1
         trial.failures += bool(event["counts"])
         if event["cause"] == "node_lost":
             trial.lost_at = event["epoch"]

@@ -22,7 +22,7 @@ import ray
 from data.fingerprint import fingerprint
 
 OF_A_WORKER = ("data", "models", "reports", "search_spaces", "trainables")
-"""The packages whose source a worker runs."""
+"""The packages that travel to the nodes of a cluster: not the recordings and studies that may lie beside them."""
 PACKAGES = (
     "ray",
     "torch",

@@ -30,7 +30,8 @@ from rich.console import Console
 
 from search_spaces.authentication import MODE, is_loopback
 from search_spaces.compose import FOLDERS
-from search_spaces.connection import OF_A_WORKER, let_ray_see_the_token, what_was_shown
+from search_spaces.connection import let_ray_see_the_token, what_was_shown
+from search_spaces.node_facts import OF_A_WORKER
 from search_spaces.schema import Launch, dotted
 from trainables.provenance import REVISION, git_revision
 from trainables.study import StudyError

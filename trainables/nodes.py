@@ -11,11 +11,10 @@ import ray
 from ray.util import placement_group_table
 
 
-def holding(folder: str | None = None) -> dict[str, Any]:
+def holding() -> dict[str, Any]:
     """What this process holds for a trial, as plain values: what must be gone after the trial has stopped.
 
-    Args:
-        folder: of this process alone, deleted when the trial stops.
+    A folder of its own is added by who makes it (trainables.node_folder.folder_held).
     """
     context = ray.get_runtime_context()
     return {
@@ -24,7 +23,7 @@ def holding(folder: str | None = None) -> dict[str, Any]:
         "pid": os.getpid(),
         "began": psutil.Process().create_time(),
         "placement_group": context.get_placement_group_id(),
-        "folder": folder,
+        "folder": None,
     }
 
 

@@ -354,7 +354,9 @@ def _connection(endpoint: str | None, *_: str | None) -> Any:
     try:
         from s3fs import S3FileSystem
     except ImportError as error:
-        raise StorageError("storage=s3://... needs the package s3fs: type pip install 'heartsweep[s3]'") from error
+        raise StorageError(
+            "storage=s3://... needs the package s3fs: type python -m pip install -c constraints.txt -e '.[s3]'"
+        ) from error
     store = S3FileSystem(
         endpoint_url=endpoint,
         use_listings_cache=False,

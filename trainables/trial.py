@@ -13,7 +13,6 @@ import torch
 from ray import tune
 
 from trainables.collapse import CollapsedError
-from trainables.diagnosis import interruption_in
 from trainables.failures import InterruptedTrial
 from trainables.files import StorageError
 from trainables.loops import train
@@ -214,7 +213,7 @@ class Trial(tune.Trainable):
         try:
             result = self.engine.next_epoch()
         except StorageError as error:
-            raise interruption_in(error, self._holding["node"]) or error from error
+            raise InterruptedTrial("storage", str(error), (self._holding["node"],)) from error
         return {**result, "holds": self.holds()}
 
     def holds(self) -> list[dict[str, Any]]:
