@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from reports.folder import RANGES, Study, Trial
 
@@ -49,6 +50,12 @@ class Axis:
     def percent(self, value: float) -> str:
         """The same as an SVG coordinate; what lies beyond an end is put there."""
         return f"{100 * min(max(self.share(value), 0.0), 1.0):.2f}%"
+
+
+def interval_axis(intervals: Iterable[dict[str, Any]]) -> Axis:
+    """An axis that holds values of metrics between 0 and 1, and their intervals."""
+    ends = [interval.get(end) for interval in intervals for end in ("value", "low", "high")]
+    return Axis.around([end for end in ends if end is not None], num_ticks=3, least=0.0, most=1.0)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ from trainables.study import StudyError, StudyFolder
 ANSWER_S = 90.0
 """How long a node may take to answer. It takes one or two seconds, a cold one ten; one whose disk hangs, for ever.
 
-A node of few processors starts few processes at a time, and Ray waits 60 s for one that never comes up, such as that of a
-driver that was killed a moment ago: only then does it start ours."""
+A node of few processors starts few processes at a time, and Ray waits 60 s for one that never comes up, such as that
+of a driver that was killed a moment ago: only then does it start ours."""
 ESTIMATE_S = 9.0
 """How long after its beginning a pre-flight still waits for the estimate, which is a comfort and no condition."""
 PATIENT_ESTIMATE_S = 60.0
