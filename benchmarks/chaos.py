@@ -467,7 +467,7 @@ TWO_WORKERS = (*ONE_WORKER, "cluster.workers_per_trial=2")
 WHOLE = {
     "drivers": (["driver"] * 10, ONE_WORKER, 12),
     "machines": ([*["raylet"] * 7, *["worker"] * 3, *["drain"] * 2], ONE_WORKER, 24),
-    "gangs": ([*["raylet"] * 3, *["worker"] * 3, "drain", *["trial"] * 2], TWO_WORKERS, 6),
+    "gangs": ([*["raylet"] * 3, *["worker"] * 3, "drain", *["trial"] * 2], TWO_WORKERS, 12),
     "head": (["head"], ONE_WORKER, 4),
 }
 SHORT = {
