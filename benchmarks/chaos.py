@@ -455,9 +455,12 @@ def run(cluster: Machines, folder: Path, faults: Sequence[str], *typed: str, num
     search = Search(folder, cluster, f"search.num_trials={num_trials}", *typed)
     chaos = Chaos(cluster, search, seed)
     search.start()
-    for fault in faults:
-        chaos.inject(fault)
-    search.wait(1200)
+    try:
+        for fault in faults:
+            chaos.inject(fault)
+        search.wait(1200)
+    finally:
+        search.kill()  # where a fault was not survived
     lost, doubled = lost_and_doubled(search.study, num_trials)
     return Outcome(chaos.injected, lost, doubled, [*leaks(search.study), *cluster.placement_groups()])
 
