@@ -307,10 +307,3 @@ def test_pre_training_alone_keeps_the_probes_of_all_folds(compose_run, recording
     assert isinstance(state, UnitState)
     assert state.best.value == told["val/auroc"]
     assert {name.split(".")[2] for name in state.best_weights} == {"0", "1"}
-
-
-def test_metrics_average_over_the_classes_that_every_fold_holds(compose_run, tiny_store):
-    found = open_recordings(compose_run("task.folds=3"), tiny_store.path)
-    for part in found.splits:
-        positives = found.labels.targets[part.valid][:, found.valid_classes].sum(axis=0)
-        assert ((positives > 0) & (positives < len(part.valid))).all()
