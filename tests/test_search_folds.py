@@ -1,7 +1,6 @@
 """A search whose trials train on k folds, on real Ray, as it is typed: stopped, kept, reported and trained again."""
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +19,11 @@ TYPED = [
     "search=stmem_ptbxl",
     "scale=laptop",
     "data=synthetic",
-    "data.reader.num_patients=60",
+    "data.reader.num_patients=80",
     "data.max_train_patients=null",
     "data.max_valid_patients=null",
     "data.leads=[II,V2]",
-    "data.window_s=1.2",
+    "data.window_s=3.0",
     "task.folds=2",
     "task.pretrain.num_epochs=2",
     "task.finetune.num_epochs=2",
@@ -83,8 +82,8 @@ def test_the_delivered_model_is_the_one_that_was_tested(finished):
     assert set(predictions["fold"][predictions["split"] == "test"]) == {10}
     assert not predictions["record_id"].duplicated().any()
     described = json.loads((study / "checkpoints" / "best_1" / "checkpoint.json").read_text())
-    assert statistics.fmean([described["value"], described["metrics"]["val/auroc"]]) == described["value"]
-    assert (study / "report").is_dir()
+    assert described["value"] == described["metrics"]["val/auroc"]
+    assert described["run"]["task"]["folds"] == 2
 
 
 def test_a_trial_on_folds_again_gives_its_figures_bit_for_bit(finished, monkeypatch, capsys):

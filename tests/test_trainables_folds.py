@@ -4,6 +4,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 
 from data.record import DataError
 from models.ensemble import Ensemble, name_of_member
@@ -209,6 +211,45 @@ def test_one_fold_is_the_state_and_the_loop_of_before(tiny_run, tiny_recordings)
     assert told == list(train(tiny_run, before, tiny_recordings, ALONE))
     assert not any(name.endswith("_sd") for name in told[0])
     assert "fold_histories" not in state.place()
+
+
+# -------- many workers
+
+PLAIN = ["task.pretrain.optimizer.name=sgd", "task.finetune.optimizer.name=sgd", "task.finetune.head_init=normal"]
+PLAIN += ["task.pretrain.lr=0.1", "task.finetune.lr=0.1", "task.pretrain.num_epochs=1", "task.finetune.num_epochs=1"]
+
+
+def work(rank, rendezvous, run, store, folder):
+    """What each of two processes runs: the folds with whole models, then with shares of them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    for sharding in ("none", "full"):
+        state = new_state(run, "val/auroc", True, writes=rank == 0)
+        workers = Workers(rank, 2, torch.device("cpu"), sharding)
+        for _ in train_unit(run, state, open_recordings(run, store), workers):
+            state.save(folder / sharding)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared_out(compose_run, tiny_store, tmp_path_factory):
+    """A run on two folds, and where two workers have saved what they made of it."""
+    run, folder = compose_run("task.folds=2", *PLAIN), tmp_path_factory.mktemp("gang")
+    torch.multiprocessing.spawn(work, (folder / "rendezvous", run, tiny_store.path, folder), nprocs=2)
+    return run, folder
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_gang_computes_what_one_worker_does_in_every_fold(shared_out, recordings, sharding):
+    run, folder = shared_out
+    alone, saved = state_of(run), SavedState.load(folder / sharding)
+    told = list(train_unit(run, alone, recordings, ALONE))
+    for epoch, result in zip(saved.history, told, strict=True):
+        for name, value in epoch["metrics"].items():
+            assert value == pytest.approx(result[name], rel=1e-3, abs=1e-4), name
+    torch.testing.assert_close(saved.tensors, alone.tensors(), rtol=1e-4, atol=1e-5)
+    assert saved.best.epoch == alone.best.epoch
+    torch.testing.assert_close(saved.best_weights, alone.best_weights, rtol=1e-4, atol=1e-5)
 
 
 # -------- what is kept
