@@ -28,7 +28,7 @@ from reports.choices import probed_trials
 from reports.folder import MADE_BY, PREDICTIONS, UNTRAINED, read_study
 from trainables.checkpoint import Checkpoint, load, weights_digest
 from trainables.files import write_atomically
-from trainables.folds import predict_unseen, probed_unit, validate_unit
+from trainables.folds import answering_model, predict_unseen, probed_unit, validate_unit
 from trainables.pretrain import fresh_encoder
 from trainables.recordings import open_recordings
 from trainables.settings import Run
@@ -209,6 +209,8 @@ def table(
 ) -> pd.DataFrame:
     """Predictions of some rows: record_id, patient_id, fold, split, then y_<class> and p_<class>.
 
+    Of a model of k folds also answered_by, see `trainables.folds.answering_model`.
+
     Args:
         classifier: predicts.
         run: whose window and crops are used.
@@ -232,6 +234,8 @@ def table(
             "fold": index["fold"].to_numpy(),
             "split": split,
         }
+        if held_out:
+            columns["answered_by"] = answering_model(chosen, held_out)
         columns |= {f"y_{name}": targets[:, k].astype(np.int8) for k, name in enumerate(labels.classes)}
         # float64 of what was computed in float32: every reader then sees the same numbers
         columns |= {f"p_{name}": probabilities[:, k].astype(np.float64) for k, name in enumerate(labels.classes)}

@@ -84,6 +84,12 @@ def test_the_delivered_model_is_the_one_that_was_tested(finished):
     described = json.loads((study / "checkpoints" / "best_1" / "checkpoint.json").read_text())
     assert described["value"] == described["metrics"]["val/auroc"]
     assert described["run"]["task"]["folds"] == 2
+    metrics = json.loads((study / "report" / "metrics.json").read_text())
+    assert metrics["folds"]["mean"]["auroc_macro"] == pytest.approx(described["value"], abs=1e-5)
+    assert metrics["folds"]["sd"]["auroc_macro"] == pytest.approx(described["metrics"]["val/auroc_sd"], abs=1e-5)
+    page = next((study / "report").glob("*.html")).read_text()
+    assert "they should agree" not in page
+    assert "2 models, each on all but one of 2 folds made of the published folds 1–9" in page
 
 
 def test_a_trial_on_folds_again_gives_its_figures_bit_for_bit(finished, monkeypatch, capsys):

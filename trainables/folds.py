@@ -227,11 +227,18 @@ def predict_unseen(
     """
     if not isinstance(classifier, Ensemble) or not held_out:
         return predict(classifier, store, rows, data, workers, kind=kind)
-    parts = [np.flatnonzero(np.isin(rows, fold)) for fold in held_out]
-    others = np.setdiff1d(np.arange(len(rows)), np.concatenate(parts))
     answers = np.empty((len(rows), classifier.head.out_features), np.float32)
-    answering = [*(classifier.member(number) for number in range(len(held_out))), classifier]
-    for part, model in zip([*parts, others], answering, strict=True):
-        if len(part):
-            answers[part] = predict(model, store, rows[part], data, workers, kind=kind)
+    answering = answering_model(rows, held_out)
+    for number in np.unique(answering):
+        model = classifier if number == 0 else classifier.member(int(number) - 1)
+        part = answering == number
+        answers[part] = predict(model, store, rows[part], data, workers, kind=kind)
     return answers
+
+
+def answering_model(rows: NDArray[np.int64], held_out: Sequence[Rows]) -> NDArray[np.int64]:
+    """(n,) which of k models answers each of `rows`: 1 to k, the one that has not seen it, or 0, all together."""
+    answering = np.zeros(len(rows), np.int64)
+    for number, fold in enumerate(held_out, start=1):
+        answering[np.isin(rows, fold)] = number
+    return answering
