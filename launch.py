@@ -199,13 +199,14 @@ def describe_recordings(launch: Launch, recordings: Recordings, console: Console
         )
         if len(chosen) < whole.sum()
     ]
-    console.print(
-        "recordings: "
-        + (f"{len(rows.pretrain)} pre-train, " if launch.task.stages != "finetune" else "")
+    parts = (
+        (f"{len(rows.pretrain)} pre-train, " if launch.task.stages != "finetune" else "")
         + f"{len(rows.train)} train, {len(rows.valid)} validate, {len(rows.test)} test"
-        + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else ""),
-        markup=False,
+        + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else "")
     )
+    if recordings.folds is not None:
+        parts = recordings.folds.described()
+    console.print(f"recordings: {parts}", markup=False)
     in_a_part = [*launch.data.train_folds, *launch.data.valid_folds, *launch.data.test_folds]
     if len(left_out := folds[~folds.isin(in_a_part)]):
         numbers = ", ".join(map(str, sorted(left_out.unique())))
@@ -217,7 +218,8 @@ def describe_recordings(launch: Launch, recordings: Recordings, console: Console
     classes = recordings.labels.classes
     if unscored := sorted(set(range(len(classes))) - set(recordings.valid_classes.tolist())):
         names = ", ".join(classes[k] for k in unscored)
-        console.print(f"note: not in the validation records, so left out of its means: {names}", markup=False)
+        where = "validation records" + (" of one of the folds" if recordings.folds is not None else "")
+        console.print(f"note: not in the {where}, so left out of its means: {names}", markup=False)
 
 
 def typed_again() -> str:
@@ -674,7 +676,8 @@ def show(launch: Launch, console: Console) -> int:
         console.print("estimate: none before the recordings can be read (data.root)", markup=False)
         return 0
     console.print(
-        f"estimate, if no trial were stopped early: {cost.num_records} training records, "
+        f"estimate, if no trial were stopped early: {cost.num_records} training records"
+        f"{f' for each of {launch.task.folds} folds' if launch.task.folds > 1 else ''}, "
         f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {cost.num_trials} "
         f"trials {cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
         markup=False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.labels import Labels
+from data.splits import Rows
 from data.store import Store
 from models.classifier import Classifier
 from models.encoder import Encoder
@@ -27,8 +28,8 @@ from reports.choices import probed_trials
 from reports.folder import MADE_BY, PREDICTIONS, UNTRAINED, read_study
 from trainables.checkpoint import Checkpoint, load, weights_digest
 from trainables.files import write_atomically
-from trainables.predict import predict, validate
-from trainables.pretrain import fresh_encoder, probed
+from trainables.folds import answering_model, predict_unseen, probed_unit, validate_unit
+from trainables.pretrain import fresh_encoder
 from trainables.recordings import open_recordings
 from trainables.settings import Run
 from trainables.study import StudyFolder
@@ -58,7 +59,7 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
         study,
         "random_encoder",
         {"trial": None, "digest": _digest_of_probe(best.run, untrained)},
-        lambda: probed(best.run, untrained.to(workers.device), open_recordings(best.run, store), workers),
+        lambda: probed_unit(best.run, untrained.to(workers.device), open_recordings(best.run, store), workers),
         best.run,
         store,
         workers,
@@ -110,8 +111,8 @@ def probe_untrained(study: StudyFolder, store: Path, run_of: Callable[[int], Run
             digest = _digest_of_probe(run, encoder)
             if digest not in known:
                 recordings = open_recordings(run, store)
-                probe = probed(run, encoder.to(workers.device), recordings, workers)
-                known[digest] = validate(probe, recordings, run.data, run.task, workers)
+                probe = probed_unit(run, encoder.to(workers.device), recordings, workers)
+                known[digest] = validate_unit(probe, recordings, run, workers)
                 num_probed += 1
             entry = {"trial": trial, "digest": digest, "metrics": known[digest]}
             if content.setdefault(parameter, {}).get(option) != entry:
@@ -128,6 +129,8 @@ def _digest_of_probe(run: Run, untrained: Encoder) -> str:
     """What a linear probe on an untrained encoder follows from: the encoder's weights, the recordings, the probe."""
     task = run.task
     settings = {"data": run.data, "labels": task.labels, "classes": task.classes, "probe": task.probe, "seed": run.seed}
+    if task.folds > 1:  # else as files of earlier versions have it
+        settings["folds"] = task.folds
     digest = hashlib.sha256(json.dumps(settings, default=lambda part: part.model_dump(mode="json")).encode())
     for name, tensor in sorted(untrained.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -165,7 +168,9 @@ def _predict_once(
     rows = {"valid": recordings.split.valid, "test": recordings.split.test}
     ready = classifier()
     _record_opening(study, model, made_by["trial"], recordings.store, rows["test"])
-    write_predictions(path, table(ready, run, recordings.store, recordings.labels, rows, workers), made_by)
+    held_out = () if recordings.folds is None else recordings.folds.held_out
+    found = table(ready, run, recordings.store, recordings.labels, rows, workers, held_out=held_out)
+    write_predictions(path, found, made_by)
     return 1
 
 
@@ -199,8 +204,12 @@ def table(
     labels: Labels,
     rows: dict[str, NDArray[np.int64]],
     workers: Workers,
+    *,
+    held_out: Sequence[Rows] = (),
 ) -> pd.DataFrame:
     """Predictions of some rows: record_id, patient_id, fold, split, then y_<class> and p_<class>.
+
+    Of a model of k folds also answered_by, see `trainables.folds.answering_model`.
 
     Args:
         classifier: predicts.
@@ -209,11 +218,14 @@ def table(
         labels: of the store's rows, a column for each of the classifier's classes.
         rows: of each split that is wanted.
         workers: this process.
+        held_out: what each model of a run on k folds has not seen (trainables.folds.predict_unseen).
     """
     assert len(labels.classes) == classifier.head.out_features
     parts = []
     for split, chosen in rows.items():
-        probabilities = predict(classifier.to(workers.device), store, chosen, run.data, workers, kind=labels.kind)
+        probabilities = predict_unseen(
+            classifier.to(workers.device), store, chosen, run.data, workers, kind=labels.kind, held_out=held_out
+        )
         index = store.index.iloc[chosen]
         targets = labels.targets[chosen]
         columns: dict[str, Any] = {
@@ -222,6 +234,8 @@ def table(
             "fold": index["fold"].to_numpy(),
             "split": split,
         }
+        if held_out:
+            columns["answered_by"] = answering_model(chosen, held_out)
         columns |= {f"y_{name}": targets[:, k].astype(np.int8) for k, name in enumerate(labels.classes)}
         # float64 of what was computed in float32: every reader then sees the same numbers
         columns |= {f"p_{name}": probabilities[:, k].astype(np.float64) for k, name in enumerate(labels.classes)}
@@ -253,4 +267,9 @@ def evaluate_checkpoint(
         studies = [StudyFolder(parent) for parent in folder.absolute().parents]
         home = next((study for study in studies if study.configuration.exists()), StudyFolder(folder))
         _record_opening(home, folder.name, checkpoint.description.get("trial"), store, rows)
-    return table(checkpoint.classifier, checkpoint.run, store, labels, {split: rows}, workers)
+    held_out: Sequence[Rows] = ()
+    if checkpoint.run.task.folds > 1 and store.hash == checkpoint.description["store"]:
+        folds = open_recordings(checkpoint.run, store.path).folds
+        assert folds is not None
+        held_out = folds.held_out
+    return table(checkpoint.classifier, checkpoint.run, store, labels, {split: rows}, workers, held_out=held_out)

@@ -82,6 +82,8 @@ class Predictions:
     """(n, K) probabilities."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """{"trial", "digest"} of the model; empty where the file does not say."""
+    answered_by: NDArray[np.int64] | None = None
+    """(n,) which of k fold models answered, from 1; 0 where all did together. None of a model of one split."""
 
     def of_split(self, split: str) -> Predictions:
         """The records of one split; there may be none."""
@@ -93,6 +95,7 @@ class Predictions:
             splits=self.splits[rows],
             targets=self.targets[rows],
             scores=self.scores[rows],
+            answered_by=None if self.answered_by is None else self.answered_by[rows],
         )
 
     def with_classes(self, classes: Sequence[str]) -> Predictions:
@@ -231,6 +234,7 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
         targets=targets,
         scores=scores,
         made_by=made_by,
+        answered_by=table["answered_by"].to_numpy(dtype=np.int64) if "answered_by" in table else None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from reports import folds
 from reports.choices import Comparison, Unknown, compare, tables
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
@@ -59,6 +60,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
             if best
         },
         **_openings(study),
+        **folds.figures(study.predictions.get("best")),
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
     }

@@ -262,6 +262,8 @@ def without_places(settings: Launch | Run) -> dict[str, Any]:
     """`data` and `task` as plain values, without the keys that say where something lies."""
     data, task = (part.model_dump(mode="json", by_alias=True) for part in (settings.data, settings.task))
     del task["encoder"]
+    if task["folds"] == 1:
+        del task["folds"]  # as studies of earlier versions have it
     return {"data": {key: value for key, value in data.items() if key not in UNCHANGED_BY}, "task": task}
 
 

@@ -63,6 +63,15 @@ def test_training_records_are_counted_after_patients_are_drawn(cost_of):
     assert cost_of("data.max_train_patients=12").num_records == round(everyone / 2)
 
 
+def test_k_folds_cost_k_models_that_train_on_all_but_one_of_them(cost_of):
+    epochs = ("task.pretrain.num_epochs=3", "task.finetune.num_epochs=4", "data.max_train_patients=null")
+    one, five, nine = (cost_of(f"task.folds={folds}", *epochs) for folds in (1, 5, 9))
+    assert (one.trial_seconds, five.trial_seconds) == (7.0, 35.0)
+    assert nine.device_hours == pytest.approx(9 * one.device_hours)
+    assert five.num_records == round(nine.num_records * 9 / 8 * 4 / 5)
+    assert cost_of("task.folds=5", "data.max_train_patients=6").num_records < one.num_records / 2
+
+
 def test_fine_tuning_takes_the_labelled_records_alone(folder, monkeypatch):
     counts = {}
     monkeypatch.setattr(

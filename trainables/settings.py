@@ -239,6 +239,8 @@ class Task(Settings):
     """torchmetrics class names, logged as val/<snake_case>."""
     encoder: str | None
     """Folder of a checkpoint whose encoder `finetune` starts from."""
+    folds: int = Field(default=1, ge=1)  # studies of earlier versions do not say
+    """1: one validation split. k: a trial trains k models, each validated on its own part of all that is not tested."""
     probe: Probe
     collapse: Collapse
     pretrain: Pretrain

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from reports import folds
 from reports.folder import Study
 from reports.sections.models import model_rows
 from reports.sections.trials import outcomes
@@ -35,11 +36,12 @@ def facts(study: Study, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     names = sorted({name for trial in study.trials for name in trial.params})
     by = " with ".join(filter(None, (str(study.setting(f"{group}.name", "")) for group in ("sampler", "scheduler"))))
     aim = f"for the {'largest' if study.maximizes else 'smallest'} {study.metric}{f', by {by}' if by else ''}"
+    of_folds = folds.facts(study, metrics)
     return [
         ("Searched", f"{listed(names)}, {aim}" if names else f"nothing; trials compared {aim}"),
         ("Trials", f"{len(study.trials)}: " + listed(f"{number} {name}" for name, number in outcomes(study).items())),
-        ("Training", _part(study, "train")),
-        ("Validation", _part(study, "valid")),
+        ("Training", of_folds.get("Training") or _part(study, "train")),
+        ("Validation", of_folds.get("Validation") or _part(study, "valid")),
         ("Test", _test_part(study, metrics)),
         ("Labels", _labels(study, metrics)),
         ("Test fold opened", _opened(metrics)),
@@ -105,6 +107,8 @@ def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
             " figures seen before a choice was made are no longer untouched by it."
         )
     recomputed = metrics["best"].get("valid", {}).get("auroc_macro", {}).get("value")
+    if of_folds := metrics.get("folds"):  # the search followed their mean, not the pooled predictions
+        recomputed = (of_folds["mean"] or {}).get("auroc_macro")
     searched = metrics["search"]["best_value"]
     if study.metric == "val/auroc" and None not in (recomputed, searched) and abs(recomputed - searched) > 1e-3:
         found.append(
