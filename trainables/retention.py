@@ -16,8 +16,10 @@ from trainables.files import copy_atomically, writing_to
 from trainables.study import StudyFolder
 
 DEFAULT_TRIAL = 0
-OURS = re.compile(r"best_\d+|\.trial_\d+")
+OURS = re.compile(r"best_\d+|\.trial_\d+|\.delivered")
 """Names of the folders that are put in order; whatever else lies beside them is a user's."""
+CONFIRMED = "confirmed"
+"""Key of the description of a confirmation run's checkpoint, and the folder under checkpoints/ that holds them all."""
 
 
 def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep_best: int, maximize: bool) -> None:
@@ -40,6 +42,23 @@ def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep
     arrange(study, keep_best=keep_best, maximize=maximize)
 
 
+def deliver(study: StudyFolder, source: Path, description: dict[str, Any], *, keep_best: int, maximize: bool) -> None:
+    """Make a confirmation run's model the study's best_1; the search's own models follow it.
+
+    Args:
+        study: whose `checkpoints/` is put in order.
+        source: the model's checkpoint; it is copied.
+        description: of the delivered checkpoint, with the key CONFIRMED.
+        keep_best: how many checkpoints have a rank, this one among them.
+        maximize: whether more value is better.
+
+    Raises:
+        StorageError: if the weights cannot be read, or on a full or read-only disk.
+    """
+    _write(study.checkpoints / ".delivered", source / WEIGHTS, description)
+    arrange(study, keep_best=keep_best, maximize=maximize)
+
+
 def _write(folder: Path, weights: Path, description: dict[str, Any]) -> None:
     with writing_to(folder):
         _remove(folder)
@@ -57,13 +76,16 @@ def _remove(folder: Path) -> None:
 def arrange(study: StudyFolder, *, keep_best: int, maximize: bool) -> None:
     """Name the study's checkpoints by rank and delete those beyond `keep_best` and those never finished.
 
+    A confirmed model that was delivered has the first rank. The search's model of its trial then has none: it waits as
+    .trial_N until another one is delivered.
+
     Raises:
         StorageError: if one cannot be read, or on a read-only disk.
     """
     if not study.checkpoints.exists():
         return
     with writing_to(study.checkpoints):
-        found = _found(study.checkpoints)
+        found, delivered = _found(study.checkpoints)
         sign = -1 if maximize else 1
         ranked = sorted(found, key=lambda trial: (sign * found[trial][0], trial))
         # all leave their ranks before one takes a rank: no name is taken twice
@@ -71,24 +93,38 @@ def arrange(study: StudyFolder, *, keep_best: int, maximize: bool) -> None:
         for trial in ranked:
             if found[trial][1] != waiting[trial]:
                 found[trial][1].rename(waiting[trial])
-        for trial in ranked[keep_best:]:
+        first = 1
+        if delivered is not None:
+            first, chosen = 2, read_description(delivered)["trial"]
+            ranked = [trial for trial in ranked if trial != chosen]
+            if delivered.name != "best_1":
+                delivered.rename(study.checkpoints / "best_1")
+        num_ranked = keep_best - first + 1
+        for trial in ranked[num_ranked:]:
             _remove(waiting[trial])
-        for rank, trial in enumerate(ranked[:keep_best], start=1):
+        for rank, trial in enumerate(ranked[:num_ranked], start=first):
             waiting[trial].rename(study.checkpoints / f"best_{rank}")
 
 
-def _found(checkpoints: Path) -> dict[int, tuple[float, Path]]:
-    """Value and folder of every trial that is kept; what is not whole and what is there twice is deleted."""
+def _found(checkpoints: Path) -> tuple[dict[int, tuple[float, Path]], Path | None]:
+    """Value and folder of every trial that is kept, and the delivered model's folder, where one has been.
+
+    What is not whole and what is there twice is deleted.
+    """
     found: dict[int, tuple[float, Path]] = {}
-    for folder in sorted(checkpoints.iterdir()):  # .trial_N, the newer copy, comes before best_K
+    delivered = None
+    for folder in sorted(checkpoints.iterdir()):  # .delivered and .trial_N, the newer copies, come before best_K
         if not OURS.fullmatch(folder.name) or not folder.is_dir():
             continue
         if not (folder / DESCRIPTION).exists():
             _remove(folder)
             continue
         description = read_description(folder)
-        if description["trial"] in found:  # a crash between the copy and the order left it twice
+        # a crash between the copy and the order left it twice, or another model has been delivered
+        if delivered is not None if CONFIRMED in description else description["trial"] in found:
             _remove(folder)
-            continue
-        found[description["trial"]] = (description["value"], folder)
-    return found
+        elif CONFIRMED in description:
+            delivered = folder
+        else:
+            found[description["trial"]] = (description["value"], folder)
+    return found, delivered
