@@ -76,8 +76,8 @@ def _remove(folder: Path) -> None:
 def arrange(study: StudyFolder, *, keep_best: int, maximize: bool) -> None:
     """Name the study's checkpoints by rank and delete those beyond `keep_best` and those never finished.
 
-    A confirmed model that was delivered has the first rank. The search's model of its trial then has none: it waits as
-    .trial_N until another one is delivered.
+    A confirmed model that was delivered has the first rank. The search's best models stay, but one of them has no rank
+    then, that of the same trial: it waits as .trial_N until another one is delivered.
 
     Raises:
         StorageError: if one cannot be read, or on a read-only disk.
@@ -93,16 +93,15 @@ def arrange(study: StudyFolder, *, keep_best: int, maximize: bool) -> None:
         for trial in ranked:
             if found[trial][1] != waiting[trial]:
                 found[trial][1].rename(waiting[trial])
-        first = 1
+        for trial in ranked[keep_best:]:
+            _remove(waiting[trial])
+        named, first = ranked[:keep_best], 1
         if delivered is not None:
-            first, chosen = 2, read_description(delivered)["trial"]
-            ranked = [trial for trial in ranked if trial != chosen]
+            chosen, first = read_description(delivered)["trial"], 2
+            named = [trial for trial in named if trial != chosen][: keep_best - 1]
             if delivered.name != "best_1":
                 delivered.rename(study.checkpoints / "best_1")
-        num_ranked = keep_best - first + 1
-        for trial in ranked[num_ranked:]:
-            _remove(waiting[trial])
-        for rank, trial in enumerate(ranked[:num_ranked], start=first):
+        for rank, trial in enumerate(named, start=first):
             waiting[trial].rename(study.checkpoints / f"best_{rank}")
 
 
