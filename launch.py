@@ -652,13 +652,15 @@ def evaluate(launch: Launch, console: Console) -> int:
     from reports.folder import read_predictions
     from reports.metrics import figures_of_split
     from trainables.checkpoint import load, weights_digest
+    from trainables.ensemble import MEMBERS, digest_of, is_ensemble, load_ensemble
     from trainables.files import write_atomically
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
 
     assert launch.checkpoint is not None
     folder = Path(launch.checkpoint)
-    checkpoint = load(folder)
+    of_many = is_ensemble(folder)
+    checkpoint = load_ensemble(folder) if of_many else load(folder)
     store = open_store(launch, console)
     labels = checkpoint.labels_in(store, launch.task.labels)
     split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
@@ -666,7 +668,8 @@ def evaluate(launch: Launch, console: Console) -> int:
     predictions = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, workers)
     name = f"{launch.data.name}_{launch.evaluate.fold}"
     saved = folder / "evaluations" / f"{name}.parquet"
-    made_by = {"trial": checkpoint.description.get("trial"), "digest": weights_digest(folder)}
+    digest = digest_of(checkpoint.description[MEMBERS]) if of_many else weights_digest(folder)
+    made_by = {"trial": checkpoint.description.get("trial"), "digest": digest}
     write_predictions(saved, predictions, made_by)
     found = figures_of_split(
         read_predictions(saved, launch.data.test_folds),
