@@ -31,7 +31,7 @@ from trainables.files import write_atomically
 from trainables.predict import predict, validate
 from trainables.pretrain import fresh_encoder, probed
 from trainables.recordings import open_recordings
-from trainables.retention import CONFIRMED
+from trainables.retention import CONFIRMED, confirmed_path
 from trainables.settings import Run
 from trainables.study import StudyFolder
 from trainables.workers import Workers
@@ -235,11 +235,7 @@ def ensemble_sources(study: StudyFolder, most: int) -> list[Path]:
     """The checkpoints that an ensemble of at most so many models is made of, the best first, each of another trial."""
     chosen = [event for event in study.read_events() if event["event"] == "confirmation_chosen"]
     ranking = chosen[-1]["ranking"] if chosen else []
-    confirmed = [
-        study.checkpoints / CONFIRMED / f"trial_{row['trial']:04d}_seed_{row['index']}"
-        for row in ranking
-        if row["index"] is not None
-    ]
+    confirmed = [confirmed_path(study, row["trial"], row["index"]) for row in ranking if row["index"] is not None]
     ranks = sorted(study.checkpoints.glob("best_*"), key=lambda folder: (len(folder.name), folder.name))
     found: dict[int | None, Path] = {}
     for folder in (*confirmed, *ranks):

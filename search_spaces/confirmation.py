@@ -17,13 +17,12 @@ import numpy as np
 from search_spaces.choice import Candidate, choose
 from search_spaces.ledger import Ledger, TrialRecord, run_number
 from trainables import retention
-from trainables.checkpoint import DESCRIPTION, WEIGHTS, describe, read_description
+from trainables.checkpoint import DESCRIPTION, WEIGHTS, describe
 from trainables.failures import COUNTS, MAX_REASON, InterruptedTrial
-from trainables.files import copy_atomically
+from trainables.files import copy_atomically, writing_to
 from trainables.retention import CONFIRMED
 from trainables.settings import Run
 from trainables.state import LAST, best_path, drop_state, read_place, write_attempt
-from trainables.study import StudyError
 
 CONFIRMATION = 101
 """First part of a place (trainables.seeds): what the randomness is for; no stage of a run has this number."""
@@ -267,6 +266,9 @@ class Confirmation:
         run = self.trials[number]
         if run.state != "RUNNING":
             return
+        # what a driver left there whose last batch was lost is of another ending of this run
+        with writing_to(kept := retention.confirmed_path(self.folder, run.trial, run.index)):
+            (kept / DESCRIPTION).unlink(missing_ok=True)
         self.folder.record(
             "confirmation_ended",
             trial=run.trial,
@@ -309,25 +311,20 @@ class Confirmation:
         if event["counts"] and run.failures > self._max_failures:
             run.reason = f"{event['cause']}, {run.failures} times: {event['reason']}"[:MAX_REASON]
 
-    def kept(self, trial: int, index: int) -> Path:
-        """Where the model of a run stays."""
-        return self.folder.checkpoints / CONFIRMED / f"trial_{trial:04d}_seed_{index}"
-
     def _carry_out_end(self, run: SeedRun) -> None:
         """What follows from `confirmation_ended`, in an order in which each step says that those before it are done."""
-        running, kept = self.folder.trial(run.number), self.kept(run.trial, run.index)
+        running, kept = self.folder.trial(run.number), retention.confirmed_path(self.folder, run.trial, run.index)
         if run.state == "COMPLETE" and not (kept / DESCRIPTION).exists():
             assert run.best_epoch is not None
             weights = best_path(running, run.best_epoch)
             self.states.fetch(running, run.key, weights.name)
             if weights.exists():  # else somebody has deleted the model since: only a choice would need it
                 self._keep(run, weights)
-        if running.exists():
-            drop_state(running)
-            self.states.drop(run.number)
+        drop_state(running)
+        self.states.drop(run.number)
 
     def _keep(self, run: SeedRun, weights: Path) -> None:
-        kept = self.kept(run.trial, run.index)
+        kept = retention.confirmed_path(self.folder, run.trial, run.index)
         copy_atomically(weights, kept / WEIGHTS)
         description = self._ledger.describe(run, self.run_of(run))
         describe(kept, description | {"trial": run.trial, CONFIRMED: {"index": run.index, "seed": run.seed}})
@@ -363,21 +360,7 @@ class Confirmation:
         """Make the model that was chosen last best_1, unless it is."""
         if self.chosen is None:
             return
-        first = self.folder.checkpoints / "best_1"
-        confirmed = {key: self.chosen[key] for key in ("index", "seed", "mean", "sd", "seeds", "estimate")}
-        described = read_description(first) if (first / DESCRIPTION).exists() else {}
-        if (described.get("trial"), described.get(CONFIRMED)) == (self.chosen["trial"], confirmed):
-            return
-        source = self.kept(self.chosen["trial"], self.chosen["index"])
-        if not (source / DESCRIPTION).exists():
-            raise StudyError(f"{source} holds the model that was chosen and is gone: restore it")
-        retention.deliver(
-            self.folder,
-            source,
-            read_description(source) | {CONFIRMED: confirmed},
-            keep_best=self.search.keep_best,
-            maximize=self._maximize,
-        )
+        retention.deliver(self.folder, self.chosen, keep_best=self.search.keep_best, maximize=self._maximize)
 
     # -------- after a crash
 

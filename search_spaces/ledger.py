@@ -533,7 +533,8 @@ class Ledger:
                 self._carry_out_end(trial)
         retention.arrange(self.folder, keep_best=self.search.keep_best, maximize=self._maximize)
         self.states.kept()
-        self.states.tidy(self._waiting, self.trials.keys() - set(self._waiting))
+        # the states of confirmation runs are their own books' to delete
+        self.states.tidy([*self._waiting, *self.confirmed_seconds], self.trials.keys() - set(self._waiting))
         self.write_table()
 
     def _check_one_study(self) -> None:
@@ -577,10 +578,10 @@ class Ledger:
             self._take_in_interruption(trial, event)
         elif kind == "trial_ended" and trial is not None:
             trial.state, trial.reason, trial.seconds = event["state"], event["reason"], event["seconds"]
-        elif kind in ("confirmation_epoch", "confirmation_ended"):  # the former's are that epoch's, the latter's all
+        elif kind in ("confirmation_started", "confirmation_epoch", "confirmation_ended"):
             number, ended = run_number(event["trial"], event["index"]), kind == "confirmation_ended"
-            before = 0.0 if ended else self.confirmed_seconds.get(number, 0.0)
-            self.confirmed_seconds[number] = before + event["seconds"]
+            before = 0.0 if ended else self.confirmed_seconds.get(number, 0.0)  # its own seconds are of all epochs
+            self.confirmed_seconds[number] = before + event.get("seconds", 0.0)
 
     def _catch_up(self, trial: TrialRecord) -> None:
         """Take in what an interrupted trial saved but nobody wrote down; then end it, or let it go on."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainables.checkpoint import DESCRIPTION, WEIGHTS, describe, read_description
 from trainables.files import copy_atomically, writing_to
-from trainables.study import StudyFolder
+from trainables.study import StudyError, StudyFolder
 
 DEFAULT_TRIAL = 0
 OURS = re.compile(r"best_\d+|\.trial_\d+|\.delivered")
@@ -42,27 +43,51 @@ def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep
     arrange(study, keep_best=keep_best, maximize=maximize)
 
 
-def deliver(study: StudyFolder, source: Path, description: dict[str, Any], *, keep_best: int, maximize: bool) -> None:
-    """Make a confirmation run's model the study's best_1; the search's own models follow it.
+def confirmed_path(study: StudyFolder, trial: int, index: int) -> Path:
+    """Where the model of a confirmation run stays.
+
+    Args:
+        study: its study.
+        trial: that was trained again.
+        index: of its seed, from 1 on.
+    """
+    return study.checkpoints / CONFIRMED / f"trial_{trial:04d}_seed_{index}"
+
+
+def deliver(
+    study: StudyFolder, chosen: Mapping[str, Any], *, keep_best: int, maximize: bool, weights: bool = True
+) -> None:
+    """Make the model that a confirmation chose the study's best_1, unless it is; the search's own models follow it.
 
     Args:
         study: whose `checkpoints/` is put in order.
-        source: the model's checkpoint; it is copied.
-        description: of the delivered checkpoint, with the key CONFIRMED.
+        chosen: the event `confirmation_chosen`.
         keep_best: how many checkpoints have a rank, this one among them.
         maximize: whether more value is better.
+        weights: whether they are wanted, too; a copy to be read does without.
 
     Raises:
-        StorageError: if the weights cannot be read, or on a full or read-only disk.
+        StudyError: if the model is gone.
+        StorageError: if a checkpoint cannot be read, or on a full or read-only disk.
     """
-    _write(study.checkpoints / ".delivered", source / WEIGHTS, description)
+    first = study.checkpoints / "best_1"
+    confirmed = {key: chosen[key] for key in ("index", "seed", "mean", "sd", "seeds", "estimate")}
+    described = read_description(first) if (first / DESCRIPTION).exists() else {}
+    if (described.get("trial"), described.get(CONFIRMED)) == (chosen["trial"], confirmed):
+        return
+    source = confirmed_path(study, chosen["trial"], chosen["index"])
+    if not (source / DESCRIPTION).exists():
+        raise StudyError(f"{source} holds the model that was chosen and is gone: restore it")
+    description = read_description(source) | {CONFIRMED: confirmed}
+    _write(study.checkpoints / ".delivered", source / WEIGHTS if weights else None, description)
     arrange(study, keep_best=keep_best, maximize=maximize)
 
 
-def _write(folder: Path, weights: Path, description: dict[str, Any]) -> None:
+def _write(folder: Path, weights: Path | None, description: dict[str, Any]) -> None:
     with writing_to(folder):
         _remove(folder)
-    copy_atomically(weights, folder / WEIGHTS)
+    if weights is not None:
+        copy_atomically(weights, folder / WEIGHTS)
     describe(folder, description)
 
 
