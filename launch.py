@@ -536,7 +536,8 @@ def train(launch: Launch, console: Console) -> int:
     if study.encoder.exists():
         launch = with_own_encoder(launch, study)
     run, recorded = recorded_trial(launch, study, number)
-    folder = study.path / "again" / f"trial_{number:04d}"
+    of_seed = "" if launch.trial_seed is None else f"_seed_{launch.trial_seed}"
+    folder = study.path / "again" / f"trial_{number:04d}{of_seed}"
     if (folder / "checkpoint").exists():  # finished before: again means computed again
         shutil.rmtree(folder)
     code, history = train_once(launch, run, folder, number, console)
@@ -569,8 +570,17 @@ def recorded_trial(launch: Launch, study: StudyFolder, number: int) -> tuple[Run
             f"trial {number} went on from other trials' weights (scheduler=pbt): it cannot be trained again alone; "
             "its checkpoint.json lists the exploits"
         )
-    recorded = {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
-    return run_with(launch, started[0]["params"]), recorded
+    run = run_with(launch, started[0]["params"])
+    if launch.trial_seed is None:
+        return run, {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
+    from search_spaces.confirmation import under_seed
+
+    events = [event for event in events if event.get("index") == launch.trial_seed]
+    begun = [event for event in events if event["event"] == "confirmation_started"]
+    if not begun:
+        raise StudyError(f"{study.path} has not confirmed trial {number} with a seed {launch.trial_seed}")
+    recorded = {event["epoch"]: event["metrics"] for event in events if event["event"] == "confirmation_epoch"}
+    return under_seed(run, begun[0]["seed"]), recorded
 
 
 def train_once(
@@ -714,8 +724,8 @@ def show(launch: Launch, console: Console) -> int:
         return 0
     console.print(
         f"estimate, if no trial were stopped early: {cost.num_records} training records, "
-        f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {cost.num_trials} "
-        f"trials {cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
+        f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {cost.runs} "
+        f"{cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
         markup=False,
     )
     return 0

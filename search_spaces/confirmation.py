@@ -66,6 +66,18 @@ def confirmation_seed(seed: int, trial: int, index: int) -> int:
     return used[index]
 
 
+def under_seed(searched: Run, seed: int) -> Run:
+    """A trial's run under another seed, on the recordings that the trial had.
+
+    Args:
+        searched: the trial's.
+        seed: of the other.
+    """
+    subsample_seed = searched.seed if searched.data.subsample_seed is None else searched.data.subsample_seed
+    data = searched.data.model_copy(update={"subsample_seed": subsample_seed})
+    return searched.model_copy(update={"seed": seed, "data": data})
+
+
 class Confirmation:
     """The books of one study's confirmation, kept by its one driver.
 
@@ -195,11 +207,8 @@ class Confirmation:
         return None
 
     def run_of(self, run: SeedRun) -> Run:
-        """The trial's run under another seed, on the recordings that the trial had."""
-        searched = self._ledger.make_run(run.params)
-        subsample_seed = searched.seed if searched.data.subsample_seed is None else searched.data.subsample_seed
-        data = searched.data.model_copy(update={"subsample_seed": subsample_seed})
-        return searched.model_copy(update={"seed": run.seed, "data": data})
+        """What a run trains."""
+        return under_seed(self._ledger.make_run(run.params), run.seed)
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
         """Take in an epoch's result; say whether the run goes on, which it does until its last epoch.

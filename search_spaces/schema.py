@@ -190,6 +190,7 @@ class Launch(Settings):
     """A folder in an object store, of which study_dir is then a working copy."""
     resume: Literal["auto", "never", "must"]
     trial: int | None = Field(ge=0)
+    trial_seed: int | None = Field(default=None, ge=1)
     checkpoint: str | None
     weights: str | None
     mapping: str | None
@@ -242,6 +243,8 @@ class Launch(Settings):
 
     @model_validator(mode="after")
     def _read_by_the_command(self) -> Self:
+        if self.trial_seed is not None and self.trial is None:
+            raise ValueError("trial_seed goes with trial=N, the trial that was confirmed")
         read_by = {"trial": "train", "checkpoint": "evaluate", "weights": "import", "mapping": "import"}
         for key, command in read_by.items():
             if getattr(self, key) is not None and self.command != command:

@@ -105,6 +105,17 @@ def test_the_report_says_what_was_confirmed_and_predicts_as_the_delivered_model_
     assert "they should agree" not in page
 
 
+def test_the_delivered_model_is_trained_again_outside_the_tuner_bit_for_bit(confirmed, monkeypatch, capsys):
+    delivered = json.loads((confirmed / "study" / "checkpoints" / "best_1" / "checkpoint.json").read_text())
+    monkeypatch.chdir(confirmed)
+    typed = [f"trial={delivered['trial']}", f"trial_seed={delivered['confirmed']['index']}"]
+    assert " ".join(typed) in (confirmed / "study" / "report" / "index.html").read_text()
+    assert launch.main(["command=train", "study_dir=study", *typed]) == 0
+    assert "the study's figures, bit for bit" in capsys.readouterr().out
+    assert launch.main(["command=train", "study_dir=study", typed[0], "trial_seed=9"]) == 2
+    assert "has not confirmed trial" in capsys.readouterr().err
+
+
 def test_the_ensemble_is_the_mean_of_its_members_and_can_be_evaluated(confirmed, monkeypatch, capsys):
     study = confirmed / "study"
     listed = json.loads((study / "checkpoints" / "ensemble" / "checkpoint.json").read_text())["ensemble"]

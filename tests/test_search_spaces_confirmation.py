@@ -384,6 +384,10 @@ def test_confirmation_is_no_part_of_a_studys_identity_and_is_refused_where_trial
     assert launch_of(*CONFIRM).identity() == launch_of(*SEARCHED).identity()
     with pytest.raises(ChoiceError, match=r"search.confirm.top_k must be 0 with scheduler=pbt.*got 2"):
         launch_of("scheduler=pbt", "search.confirm.top_k=2")
+    with pytest.raises(ChoiceError, match="trial_seed goes with trial=N"):
+        launch_of("command=train", "trial_seed=2")
+    with pytest.raises(ChoiceError, match="trial goes with command=train"):
+        launch_of("trial=2", "trial_seed=2")
 
 
 @settings(deadline=None)
