@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 
 PREDICTIONS = {
     "best": "predictions.parquet",
+    "ensemble": "predictions_ensemble.parquet",
     "random_encoder": "predictions_random_encoder.parquet",
     "default_configuration": "predictions_default_configuration.parquet",
 }
 """Model -> file under report/ that holds its predictions."""
 MADE_BY = b"heartsweep.made_by"
 """Key of such a file's metadata: JSON of the trial and the digest of the weights that made it."""
+ENSEMBLE = "ensemble.json"
+"""File under report/: the members of the ensemble, or the reason why there is none."""
 UNTRAINED = "untrained.json"
 """File under report/: searched choice -> option -> the linear probe on the option's untrained encoder."""
 RANGES = ("uniform", "log_uniform", "int_uniform", "log_int")
@@ -123,6 +126,8 @@ class Study:
     """By the keys of PREDICTIONS, those that have been made; never another trial's for the best one's."""
     outdated: int | None = None
     """The trial that predictions.parquet was made by where another one has become the best since."""
+    ensemble: dict[str, Any] = field(default_factory=dict)
+    """The content of ENSEMBLE; empty where none was asked for."""
     untrained: dict[str, Any] = field(default_factory=dict)
     """The content of UNTRAINED; empty where no encoder has been probed."""
     journal: Path | None = None
@@ -181,8 +186,11 @@ def read_study(study_dir: Path) -> Study:
     files = {model: study_dir / "report" / name for model, name in PREDICTIONS.items()}
     predictions = {model: read_predictions(path, test_folds) for model, path in files.items() if path.exists()}
     outdated = None
-    if "best" in predictions and predictions["best"].made_by.get("trial", best.get("trial")) != best.get("trial"):
+    if "best" in predictions and not _made_by_model(predictions["best"].made_by, best):
         outdated = predictions.pop("best").made_by["trial"]
+    ensemble = _read_json(study_dir / "report" / ENSEMBLE)
+    if "ensemble" in predictions and predictions["ensemble"].made_by.get("members") != ensemble.get("members"):
+        predictions.pop("ensemble")  # of other members than those of now
     return Study(
         name=str(config.get("study_dir") or study_dir.resolve().name),
         config=config,
@@ -193,9 +201,17 @@ def read_study(study_dir: Path) -> Study:
         default=_read_json(checkpoints / "default" / "checkpoint.json"),
         predictions=predictions,
         outdated=outdated,
+        ensemble=ensemble,
         untrained=_read_json(study_dir / "report" / UNTRAINED),
         journal=study_dir / "journal.log",
     )
+
+
+def _made_by_model(made_by: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Whether predictions are of the trial, and of the seed where it was confirmed, that is the best one now."""
+    if made_by.get("trial", best.get("trial")) != best.get("trial"):
+        return False
+    return "trial" not in made_by or made_by.get("index") == (best.get("confirmed") or {}).get("index")
 
 
 def read_predictions(path: Path, test_folds: list[int]) -> Predictions:

@@ -19,6 +19,7 @@ from reports.words import FILTERS
 SECTIONS = (
     "summary",
     "models",
+    "confirmation",
     "classes",
     "choices",
     "importance",

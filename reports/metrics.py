@@ -10,6 +10,7 @@ import numpy as np
 
 from reports import folds
 from reports.choices import Comparison, Unknown, compare, tables
+from reports.confirmation import confirmation
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
@@ -63,6 +64,8 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         **folds.figures(study.predictions.get("best")),
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
+        "confirmation": confirmation(study),
+        "ensemble": {"members": [], "reason": None} | study.ensemble,
     }
     return content | {"intervals_excluding_value": _excluding(content)} | _choices(study, seed=seed)
 

@@ -11,11 +11,14 @@ from markupsafe import Markup, escape
 
 MODELS = {
     "best": "Best trial",
+    "ensemble": "Ensemble",
     "default_configuration": "Default configuration",
     "random_encoder": "Random encoder + linear probe",
 }
 NAMES_IN_TEXT = {
     "best": "the best trial",
+    "ensemble": "the ensemble",
+    "ensemble_member": "a member of the ensemble",
     "default_configuration": "the default configuration",
     "random_encoder": "a random encoder",
 }

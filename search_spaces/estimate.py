@@ -38,6 +38,13 @@ class Estimate:
     search_seconds: float
     device_hours: float
     at_a_time: int
+    num_confirmation_runs: int = 0  # as long as a trial each, after the last of them
+
+    @property
+    def runs(self) -> str:
+        """What is counted, in words."""
+        more = self.num_confirmation_runs
+        return f"{self.num_trials} trials" + (f" and {more} confirmation runs" if more else "")
 
 
 def estimate(launch: Launch) -> Estimate | None:
@@ -78,13 +85,16 @@ def cost_of(launch: Launch, alone: float, *, num_records: int, at_a_time: int) -
     """The search's cost where one worker alone would take `alone` seconds for a trial."""
     trial_seconds = alone / launch.cluster.workers_per_trial
     trials = len(parse(launch.space).grid()) if launch.sampler.name == "grid" else launch.search.num_trials
+    confirm = launch.search.confirm
+    again = min(confirm.top_k, trials) * confirm.seeds
     return Estimate(
         num_records=num_records,
         trial_seconds=trial_seconds,
         num_trials=trials,
-        search_seconds=trial_seconds * -(-trials // at_a_time),
-        device_hours=alone * trials / 3600,
+        search_seconds=trial_seconds * (-(-trials // at_a_time) - (-again // at_a_time)),
+        device_hours=alone * (trials + again) / 3600,
         at_a_time=at_a_time,
+        num_confirmation_runs=again,
     )
 
 

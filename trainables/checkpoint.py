@@ -215,6 +215,8 @@ def load(folder: str | Path) -> Checkpoint:
         run, contract = Run.model_validate(description["run"]), description["contract"]
         if "imported" in description:
             raise StorageError(f"{folder} holds an encoder without a head: fine-tune it first, task.encoder={folder}")
+        if "ensemble" in description:
+            raise StorageError(f"{folder} holds an ensemble: name one of its members, such as {folder}/member_1")
         num_classes = len(contract["classes"])
     except (KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())

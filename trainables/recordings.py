@@ -77,7 +77,8 @@ def open_recordings(run: Run, store: Path) -> Recordings:
         DataError: if the store, the labels or the split cannot serve the run.
     """
     classes = None if run.task.classes is None else tuple(run.task.classes)
-    return _opened(store, run.data.model_dump_json(), run.task.labels, classes, run.seed, run.task.folds)
+    seed = subsample_seed(run.data, run.seed)
+    return _opened(store, run.data.model_dump_json(), run.task.labels, classes, seed, run.task.folds)
 
 
 @functools.lru_cache(maxsize=2)
@@ -145,7 +146,8 @@ def rows_of_fold(
         DataError: if no labelled recording is in it.
     """
     if fold == "valid":
-        return "valid", valid_rows(index, labels, data.valid_folds, max_patients=data.max_valid_patients, seed=seed)
+        seed, patients = subsample_seed(data, seed), data.max_valid_patients
+        return "valid", valid_rows(index, labels, data.valid_folds, max_patients=patients, seed=seed)
     if fold == "test":
         return "test", labelled_rows(index, labels, "test_folds", data.test_folds)
     numbers = index["fold"].to_numpy()
@@ -154,6 +156,11 @@ def rows_of_fold(
         known = ", ".join(map(str, np.unique(numbers)))
         raise DataError(f"evaluate.fold must be valid, test or a fold with labels, one of {known}, got {fold}")
     return "test" if fold in data.test_folds else "valid", rows.astype(np.int64)
+
+
+def subsample_seed(data: Data, seed: int) -> int:
+    """What draws the patients of a subsample: `data.subsample_seed`, or the run's own seed."""
+    return seed if data.subsample_seed is None else data.subsample_seed
 
 
 def reader_of(data: Data) -> Reader:
