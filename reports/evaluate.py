@@ -53,7 +53,7 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
         DataError, StorageError: if the recordings or a checkpoint cannot be read.
     """
     best = load(study.checkpoints / "best_1")
-    searched = _as_searched(best.run)
+    searched = _as_searched(study, best)
     untrained = fresh_encoder(searched)
     opened = _predict_once(
         study, "best", _made_by(study, "best_1", best), lambda: best.classifier, best.run, store, workers
@@ -135,12 +135,13 @@ def _seed_of(description: Mapping[str, Any]) -> dict[str, Any]:
     return {"index": description[CONFIRMED]["index"]} if CONFIRMED in description else {}
 
 
-def _as_searched(run: Run) -> Run:
-    """A confirmation's run under the seed of its search: what it is held against must not change with its seed."""
-    if run.data.subsample_seed is None:
-        return run
-    data = run.data.model_copy(update={"subsample_seed": None})
-    return run.model_copy(update={"seed": run.data.subsample_seed, "data": data})
+def _as_searched(study: StudyFolder, best: Checkpoint) -> Run:
+    """The run that a confirmed model has but for its seed: what it is held against must not change with that."""
+    if CONFIRMED not in best.description:
+        return best.run
+    held = study.read_configuration()
+    data = best.run.data.model_copy(update={"subsample_seed": held["data"].get("subsample_seed")})
+    return best.run.model_copy(update={"seed": held["seed"], "data": data})
 
 
 def _digest_of_probe(run: Run, untrained: Encoder) -> str:
@@ -219,6 +220,8 @@ def evaluate_ensemble(study: StudyFolder, store: Path, workers: Workers) -> int:
     asked = search.get("ensemble")
     sources = ensemble_sources(study, search.get("keep_best", 0) if asked is None else asked)
     if asked == 0 or (asked is None and len(sources) < 2):
+        if (study.report / ENSEMBLE).exists():  # one was asked for before
+            _say_ensemble(study, {"members": [], "reason": None})
         return 0
     reason = "only one configuration was completed and kept" if len(sources) < 2 else None
     reason = reason or difference_between([read_description(source) for source in sources])

@@ -46,6 +46,7 @@ NOT_OF_THE_RUN = (
     "storage",
     "resume",
     "trial",
+    "trial_seed",
     "checkpoint",
     "weights",
     "mapping",

@@ -103,6 +103,13 @@ def test_none_is_made_where_none_is_asked_for(study, tiny_store):
     assert read_study(study.path).ensemble == {}
 
 
+def test_one_that_is_no_longer_asked_for_is_no_longer_shown(study, tiny_store):
+    evaluate(study, tiny_store)
+    configure(study, ensemble=0)
+    assert evaluate(study, tiny_store) == 0
+    assert "ensemble" not in read_study(study.path).predictions
+
+
 def test_one_that_cannot_be_made_is_explained(study, tiny_run, tiny_recordings):
     run = tiny_run.model_copy(update={"data": tiny_run.data.model_copy(update={"eval_crops": 1})})
     put(study, "best_2", run, tiny_recordings, 0)

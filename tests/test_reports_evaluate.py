@@ -13,9 +13,9 @@ from models.ensemble import name_of_member
 from reports.evaluate import _digest_of_probe, evaluate_checkpoint, evaluate_study, probe_untrained
 from reports.folder import PREDICTIONS, UNTRAINED, read_study
 from reports.report import build
-from trainables.checkpoint import WEIGHTS, describe, description_of, load
+from trainables.checkpoint import WEIGHTS, describe, description_of, load, read_description
 from trainables.classify import enter_finetune
-from trainables.files import write_tensors
+from trainables.files import read_tensors, write_tensors
 from trainables.predict import predict, validate
 from trainables.pretrain import fresh_encoder, probed
 from trainables.recordings import open_recordings
@@ -132,6 +132,32 @@ def test_the_random_encoder_has_the_best_trials_architecture(study, tiny_run, ti
     put(study, "best_1", tiny_run.model_copy(update={"model": other}), tiny_recordings, 5)
     evaluate(study, tiny_recordings.store)
     assert [model for model, _ in opened(study)].count("random_encoder") == 2
+
+
+def test_a_confirmed_seed_is_evaluated_as_a_model_of_its_own_and_held_against_the_same_random_encoder(
+    study, tiny_run, tiny_recordings
+):
+    configuration = {"search": {"name": "s", "metric": "val/auroc"}, "seed": tiny_run.seed, "data": {}}
+    study.write_configuration(configuration)
+    evaluate(study, tiny_recordings.store)
+    data = tiny_run.data.model_copy(update={"subsample_seed": tiny_run.seed})
+    folder = put(study, "best_1", tiny_run.model_copy(update={"seed": 77, "data": data}), tiny_recordings, 3)
+    with_seed(folder, 2, shift=0.5)
+    assert evaluate(study, tiny_recordings.store) == 1
+    assert opened(study)[-1] == ("best", 3)
+    assert [model for model, _ in opened(study)].count("random_encoder") == 1
+    assert read_study(study.path).predictions["best"].made_by["index"] == 2
+    with_seed(folder, 3, shift=0.5)
+    read = read_study(study.path)
+    assert (read.outdated, "best" in read.predictions) == (3, False)
+    assert "Another seed of trial 3 has been chosen since" in build(study.path, num_resamples=20).read_text()
+
+
+def with_seed(folder, index, *, shift):
+    """Make a checkpoint one of a confirmation run, with weights of its own."""
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, {name: tensor + shift for name, tensor in tensors.items()}, {})
+    describe(folder, read_description(folder) | {"confirmed": {"index": index, "seed": 77}})
 
 
 @pytest.mark.parametrize("place", ["checkpoints/best_1", "again/trial_0003/checkpoint"])

@@ -100,7 +100,12 @@ def passed_models(study: Study) -> set[str]:
 def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
     """What in this study limits what its figures mean; only what applies."""
     found = []
-    if study.outdated is not None:
+    if study.outdated is not None and study.outdated == study.best["trial"]:
+        found.append(
+            f"Another seed of trial {study.outdated} has been chosen since one of it was evaluated on the test fold,"
+            " whose figures are not shown for it: the line that searched, typed again, evaluates it."
+        )
+    elif study.outdated is not None:
         found.append(
             f"Trial {study.best['trial']} has become the best since trial {study.outdated} was evaluated on the test"
             " fold, whose figures are not shown for it: the line that searched, typed again, evaluates it."
