@@ -34,6 +34,10 @@ from trainables.settings import Run
 from trainables.study import StudyFolder
 from trainables.workers import Workers
 
+# said outright, as a column in which nothing is known would otherwise be of no type
+_TEXT = pd.ArrowDtype(pa.string())
+_FLAGS = pd.ArrowDtype(pa.list_(pa.string()))
+
 
 def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
     """Predict with the best trial's model, an untrained encoder with a linear probe, and the default configuration's.
@@ -200,7 +204,7 @@ def table(
     rows: dict[str, NDArray[np.int64]],
     workers: Workers,
 ) -> pd.DataFrame:
-    """Predictions of some rows: record_id, patient_id, fold, split, then y_<class> and p_<class>.
+    """Predictions of some rows: record_id, patient_id, fold, split, ATTRIBUTES, then y_<class> and p_<class>.
 
     Args:
         classifier: predicts.
@@ -221,12 +225,20 @@ def table(
             "patient_id": index["patient_id"].astype(str).to_numpy(),
             "fold": index["fold"].to_numpy(),
             "split": split,
+            **_attributes(store, chosen),
         }
         columns |= {f"y_{name}": targets[:, k].astype(np.int8) for k, name in enumerate(labels.classes)}
         # float64 of what was computed in float32: every reader then sees the same numbers
         columns |= {f"p_{name}": probabilities[:, k].astype(np.float64) for k, name in enumerate(labels.classes)}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def _attributes(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """What the index says of some rows that subgroups are made of: the ATTRIBUTES of `reports.folder`."""
+    index = store.index.iloc[rows]
+    texts = {name: pd.array(index[name].astype(object), dtype=_TEXT) for name in ("sex", "device", "site")}
+    return {"age": index["age"].to_numpy(), **texts, "quality": pd.array(store.quality(rows), dtype=_FLAGS)}
 
 
 def evaluate_checkpoint(

@@ -31,6 +31,8 @@ UNTRAINED = "untrained.json"
 """File under report/: searched choice -> option -> the linear probe on the option's untrained encoder."""
 RANGES = ("uniform", "log_uniform", "int_uniform", "log_int")
 """Kinds of distributions with two ends; the other kind is `choice`."""
+ATTRIBUTES = ("age", "sex", "device", "site", "quality")
+"""Columns of such a file that say whose recording it is and how it was made; files of older versions have none."""
 TRIAL_COLUMNS = ("number", "state", "value", "epochs", "seconds", "reason")
 """Columns of trials.parquet that are not parameters."""
 
@@ -82,6 +84,8 @@ class Predictions:
     """(n, K) probabilities."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """{"trial", "digest"} of the model; empty where the file does not say."""
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """(n rows) those of ATTRIBUTES that the file has; `quality` holds tuples of flags, None where it is not known."""
 
     def of_split(self, split: str) -> Predictions:
         """The records of one split; there may be none."""
@@ -93,6 +97,7 @@ class Predictions:
             splits=self.splits[rows],
             targets=self.targets[rows],
             scores=self.scores[rows],
+            attributes=self.attributes[rows] if len(self.attributes) else self.attributes,
         )
 
     def with_classes(self, classes: Sequence[str]) -> Predictions:
@@ -231,7 +236,16 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
         targets=targets,
         scores=scores,
         made_by=made_by,
+        attributes=_attributes(table),
     )
+
+
+def _attributes(table: pd.DataFrame) -> pd.DataFrame:
+    """Those of ATTRIBUTES that a table of predictions has, with None for what is not known."""
+    found = table[[name for name in ATTRIBUTES if name in table]].reset_index(drop=True)
+    if "quality" in found:
+        found["quality"] = pd.Series([None if flags is None else tuple(flags) for flags in found["quality"]], dtype=object)
+    return found
 
 
 def _made_by(path: Path) -> dict[str, Any]:
