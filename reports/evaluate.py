@@ -24,7 +24,7 @@ from data.store import Store
 from models.classifier import Classifier
 from models.encoder import Encoder
 from reports.choices import probed_trials
-from reports.folder import MADE_BY, PREDICTIONS, UNTRAINED, read_study
+from reports.folder import ATTRIBUTES, MADE_BY, PREDICTIONS, UNTRAINED, read_study
 from trainables.checkpoint import Checkpoint, load, weights_digest
 from trainables.files import write_atomically
 from trainables.predict import predict, validate
@@ -160,6 +160,7 @@ def _predict_once(
     """
     path = study.report / PREDICTIONS[model]
     if _maker_of(path) == made_by:
+        _describe_again(path, store, made_by)
         return 0
     for other in PREDICTIONS.values():  # the best trial may be the default configuration: one pass serves both
         if _maker_of(study.report / other) == made_by:
@@ -171,6 +172,19 @@ def _predict_once(
     _record_opening(study, model, made_by["trial"], recordings.store, rows["test"])
     write_predictions(path, table(ready, run, recordings.store, recordings.labels, rows, workers), made_by)
     return 1
+
+
+def _describe_again(path: Path, store: Path, made_by: dict[str, Any]) -> None:
+    """Put the attributes beside predictions of a version that did not keep them; no model is asked anything."""
+    if set(ATTRIBUTES) <= set(pq.read_schema(path).names):
+        return
+    opened, predictions = Store.open(store), pd.read_parquet(path)
+    row_of_record = pd.Series(np.arange(len(opened.index)), index=opened.index["record_id"].astype(str))
+    rows = row_of_record.reindex(predictions["record_id"].astype(str))
+    if rows.isna().any():  # of other recordings: they keep what they say of themselves
+        return
+    found = pd.DataFrame(_attributes(opened, rows.to_numpy(dtype=np.int64)), index=predictions.index)
+    write_predictions(path, predictions.assign(**{name: found[name] for name in ATTRIBUTES}), made_by)
 
 
 def _record_opening(study: StudyFolder, model: str, trial: int | None, store: Store, rows: NDArray[np.int64]) -> None:

@@ -244,7 +244,9 @@ def _attributes(table: pd.DataFrame) -> pd.DataFrame:
     """Those of ATTRIBUTES that a table of predictions has, with None for what is not known."""
     found = table[[name for name in ATTRIBUTES if name in table]].reset_index(drop=True)
     if "quality" in found:
-        found["quality"] = pd.Series([None if flags is None else tuple(flags) for flags in found["quality"]], dtype=object)
+        found["quality"] = pd.Series(
+            [None if flags is None else tuple(flags) for flags in found["quality"]], dtype=object
+        )
     return found
 
 

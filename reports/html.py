@@ -20,6 +20,8 @@ SECTIONS = (
     "summary",
     "models",
     "classes",
+    "calibration",
+    "subgroups",
     "choices",
     "importance",
     "configuration",
