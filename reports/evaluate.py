@@ -34,10 +34,6 @@ from trainables.settings import Run
 from trainables.study import StudyFolder
 from trainables.workers import Workers
 
-# said outright, as a column in which nothing is known would otherwise be of no type
-_TEXT = pd.ArrowDtype(pa.string())
-_FLAGS = pd.ArrowDtype(pa.list_(pa.string()))
-
 
 def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
     """Predict with the best trial's model, an untrained encoder with a linear probe, and the default configuration's.
@@ -251,8 +247,12 @@ def table(
 def _attributes(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
     """What the index says of some rows that subgroups are made of: the ATTRIBUTES of `reports.folder`."""
     index = store.index.iloc[rows]
-    texts = {name: pd.array(index[name].astype(object), dtype=_TEXT) for name in ("sex", "device", "site")}
-    return {"age": index["age"].to_numpy(), **texts, "quality": pd.array(store.quality(rows), dtype=_FLAGS)}
+    texts = {
+        name: np.array([None if pd.isna(text) else str(text) for text in index[name]], dtype=object)
+        for name in ("sex", "device", "site")
+    }
+    quality = pd.Series(store.quality(rows), dtype=object).to_numpy()  # numpy would make a table of lists of one length
+    return {"age": index["age"].to_numpy(), **texts, "quality": quality}
 
 
 def evaluate_checkpoint(

@@ -242,7 +242,9 @@ def test_where_there_is_little_to_go_by_there_is_a_reason_and_never_an_error(cas
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["valid", "test"]), st.integers(0, 2), *[st.booleans()] * 2, *[st.integers(0, 4)] * 2),
+        st.tuples(
+            st.sampled_from(["valid", "test"]), st.integers(0, 2), *[st.booleans()] * 2, *[st.integers(0, 4)] * 2
+        ),
         min_size=1,
         max_size=12,
     ),

@@ -81,6 +81,9 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
         "strip": (STRIP_TOP, STRIP_BOTTOM),
         "ticks": [(tick, _x(tick), _y(tick)) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)],
         "few_patients": FEW_PATIENTS,
+        "size_of_test": f"{counted(found['num_records'], 'record')} of {counted(found['num_patients'], 'patient')}"
+        if shown
+        else "",
         "num_bins": content.get("num_bins"),
     }
 
