@@ -229,11 +229,19 @@ def _aurocs(part: Predictions, *, num_resamples: int, seed: int) -> dict[str, An
         }
     drawn = bootstrap(part.targets, part.scores, part.patient_ids, num_resamples=num_resamples, seed=seed)
     return {
-        "macro": _json(drawn.of_macro("auroc", mean)),
+        "macro": _json(_with_width(drawn.of_macro("auroc", mean))),
         "classes": {
-            name: _json(drawn.of_class("auroc", index, values[index])) for index, name in enumerate(part.classes)
+            name: _json(_with_width(drawn.of_class("auroc", index, values[index])))
+            for index, name in enumerate(part.classes)
         },
     }
+
+
+def _with_width(interval: Interval) -> Interval:
+    """The interval, unless it is a point: where positives and negatives are apart, resamples of a few cannot vary."""
+    if interval.low is None or interval.low != interval.high:
+        return interval
+    return Interval(interval.value, None, None, "every resample gives the same value")
 
 
 def _sensitivities(
