@@ -221,15 +221,16 @@ class _Measure:
 def _block(test: Predictions, answers: Answers, samples: Resampled, kind: str, *, seed: int) -> dict[str, Any]:
     """All figures of one stage."""
     kept = scorable(test)
-    chance = _by_chance(answers, kind, seed=seed)
+    # what a comparison beside the best trial does not need is not simulated either
+    chance = {} if samples.resamples is samples.all_records else _by_chance(answers, kind, seed=seed)
     block: dict[str, Any] = {"num_classes": len(kept)}
     for name in ("brier", *ERRORS):
         block[f"{name}_macro"] = (
             _json(samples.interval(name, kept)) if kept else _none("no class has both a positive and a negative record")
         )
-        if kept and name in ERRORS:
+        if kept and name in chance:
             block[f"{name}_macro"] |= _chance(chance[name][kept].mean(axis=0))
-    block["pooled"] = {"ece": _json(samples.interval("ece_pooled")) | _chance(chance["ece_pooled"])}
+    block["pooled"] = {"ece": _json(samples.interval("ece_pooled")) | _chance(chance.get("ece_pooled"))}
     block["pooled"] |= _pooled(test, answers)
     block["negative_log_likelihood"] = negative_log_likelihood(answers.targets, answers.probabilities, kind)
     if kind == "single_label":
@@ -259,7 +260,10 @@ def _class(
         "mean_probability": float(probabilities.mean()),
         "brier": brier,
         "brier_skill": 1 - brier["value"] / of_prevalence if of_prevalence else None,
-        **{name: _json(samples.interval(name, [index])) | _chance(chance[name][index]) for name in ERRORS},
+        **{
+            name: _json(samples.interval(name, [index])) | _chance(chance[name][index] if chance else None)
+            for name in ERRORS
+        },
         "slope": _fit(slope, targets, probabilities, test.patient_ids),
         "intercept": _fit(intercept, targets, probabilities, test.patient_ids),
         "bins": reliability(targets, probabilities),
@@ -354,8 +358,12 @@ def _right_labels(probabilities: Floats, kind: str, *, seed: int) -> Iterator[Fl
         yield np.asarray(rng.random((num_records, NUM_SIMULATIONS)) < column[:, None], dtype=np.float64)
 
 
-def _chance(samples: Floats) -> dict[str, float]:
-    return {"by_chance": float(samples.mean()), "by_chance_high": float(np.quantile(samples, CONFIDENCE))}
+def _chance(samples: Floats | None) -> dict[str, float]:
+    return (
+        {}
+        if samples is None
+        else {"by_chance": float(samples.mean()), "by_chance_high": float(np.quantile(samples, CONFIDENCE))}
+    )
 
 
 def _fit(fit: Any, targets: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any]) -> dict[str, Any]:

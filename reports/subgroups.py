@@ -84,7 +84,7 @@ def subgroups(study: Study, metrics: Mapping[str, Any], *, num_resamples: int, s
 
 def thresholds_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Class -> the threshold chosen on validation, for those that have one."""
-    classes = at_path(metrics, "best.test.operating_points.classes") or {}
+    classes = at_path(metrics, "operating_points.classes") or {}
     return {name: float(found["threshold"]) for name, found in classes.items() if found.get("threshold") is not None}
 
 
@@ -314,7 +314,7 @@ def _percentiles(value: float, samples: Floats) -> Interval:
     if defined.size < MIN_DEFINED_SHARE * samples.size:
         return Interval(value, None, None, "too many resamples lack a positive record of a class")
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high))
+    return _with_width(Interval(value, float(low), float(high)))
 
 
 def _none(reason: str) -> dict[str, Any]:

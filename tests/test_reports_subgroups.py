@@ -112,7 +112,7 @@ def test_two_groups_that_are_each_others_rest_have_one_difference_from_two_sides
 def test_a_sensitivity_is_the_share_of_the_groups_positives_at_the_threshold_of_validation():
     given = predictions()
     thresholds = {"NORM": {"threshold": 0.5}, "MI": {"threshold": 0.7}, "RARE": {"threshold": None}}
-    metrics = {"best": {"test": {"operating_points": {"classes": thresholds}}}}
+    metrics = {"operating_points": {"classes": thresholds}}
     group = named(found_in(given, metrics, num_resamples=200), "device")["CS-12"]
     rows = (given.attributes["device"] == "CS-12").to_numpy()
     shares = [
@@ -196,6 +196,19 @@ def test_a_group_is_marked_by_its_rarest_class():
     of_two = given.with_classes(["NORM", "MI"])
     assert not named(found_in(of_two), "device")["x"]["small"]
     assert min(group["classes"][name]["num_positive_patients"] for name in ("NORM", "MI")) >= ENOUGH_PATIENTS
+
+
+def test_a_group_whose_resamples_cannot_vary_has_no_interval_rather_than_one_without_width():
+    given = predictions(40, device=["few"] * 4 + ["many"] * 36)
+    scores, targets = given.scores.copy(), given.targets.copy()
+    targets[:4, :2] = np.array([[1, 0], [0, 1], [1, 0], [0, 1]])
+    scores[:4] = 0.1 + 0.8 * targets[:4]
+    given = replace(given, scores=scores, targets=targets, patient_ids=np.arange(40).astype(str))
+    metrics = {"operating_points": {"classes": {"NORM": {"threshold": 0.5}}}}
+    few = named(found_in(given.with_classes(["NORM", "MI"]), metrics), "device")["few"]
+    for found in (few["auroc_macro"], few["sensitivity_macro"]):
+        assert found["value"] == 1
+        assert found["low"] is None or found["low"] < found["high"]
 
 
 def test_predictions_of_an_older_version_are_said_not_to_know():
