@@ -56,11 +56,11 @@ class Errors:
     brier: Floats
     """(K, R)."""
     ece: Floats
-    """(K, R) over bins of one width."""
+    """(K, R) over equal-width bins."""
     ece_adaptive: Floats
-    """(K, R) over bins of one mass."""
+    """(K, R) over equal-mass bins."""
     ece_pooled: Floats
-    """(R,) over bins of one width, all classes' records together."""
+    """(R,) over equal-width bins, all classes' records together."""
 
     def of(self, name: str) -> Floats:
         """One of them by name."""

@@ -20,7 +20,7 @@ def drawn(seed, num_records=400, num_classes=3):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_error_over_bins_of_one_width_is_torchmetrics_own(seed):
+def test_the_error_over_equal_width_bins_is_torchmetrics_own(seed):
     targets, probabilities = drawn(seed)
     sums = width_sums(equal_width(probabilities), probabilities - targets, np.ones((len(targets), 1)))
     found = np.abs(sums[:, :, 0]).sum(axis=1) / len(targets)
@@ -46,7 +46,7 @@ def equal_mass_in_loops(probabilities, residuals, weights):
         lambda rows: any(weight for *_, weight in rows)
     )
 )
-def test_bins_of_one_mass_are_those_of_plain_loops_whatever_the_ties_and_weights(rows):
+def test_equal_mass_bins_are_those_of_plain_loops_whatever_the_ties_and_weights(rows):
     probabilities, labels, weights = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     probabilities = probabilities / 8
     residuals = probabilities - labels
@@ -58,7 +58,7 @@ def test_bins_of_one_mass_are_those_of_plain_loops_whatever_the_ties_and_weights
 
 
 @given(st.integers(1, 300))
-def test_bins_of_one_mass_differ_by_a_record_at_most_where_no_two_are_alike(num_records):
+def test_equal_mass_bins_differ_by_a_record_at_most_where_no_two_are_alike(num_records):
     counts = np.bincount(EqualMass(np.random.default_rng(0).random(num_records)).bins(), minlength=NUM_BINS)
     assert counts.max() - counts.min() <= 1
 

@@ -92,9 +92,9 @@ def _summary(found: dict[str, Any], shown: list[str]) -> list[dict[str, Any]]:
     """The figures over all classes: name, what is right, each stage's, the difference."""
     rows = [
         ("Brier score", "mean over classes; 0 is best", ("brier_macro",)),
-        ("Calibration error, bins of one width", "mean over classes; 0 is best", ("ece_macro",)),
-        ("Calibration error, bins of one mass", "mean over classes; 0 is best", ("ece_adaptive_macro",)),
-        ("Calibration error, classes pooled", "bins of one width; 0 is best", ("pooled", "ece")),
+        ("ECE, equal-width bins", "mean over classes; 0 is best", ("ece_macro",)),
+        ("ECE, equal-mass (adaptive) bins", "mean over classes; 0 is best", ("ece_adaptive_macro",)),
+        ("ECE, classes pooled", "equal-width bins; 0 is best", ("pooled", "ece")),
         ("Slope, classes pooled", "1 is right; below 1: too extreme", ("pooled", "slope")),
         ("Intercept, classes pooled", "0 is right; below 0: too high", ("pooled", "intercept")),
     ]
