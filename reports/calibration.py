@@ -231,7 +231,7 @@ def _block(test: Predictions, answers: Answers, samples: Resampled, kind: str, *
         if kept and name in chance:
             block[f"{name}_macro"] |= _chance(chance[name][kept].mean(axis=0))
     block["pooled"] = {"ece": _json(samples.interval("ece_pooled")) | _chance(chance.get("ece_pooled"))}
-    block["pooled"] |= _pooled(test, answers)
+    block["pooled"] |= _pooled(test, answers, kind)
     block["negative_log_likelihood"] = negative_log_likelihood(answers.targets, answers.probabilities, kind)
     if kind == "single_label":
         block["first_choice"] = _first_choice(answers)
@@ -270,11 +270,15 @@ def _class(
     }
 
 
-def _pooled(test: Predictions, answers: Answers) -> dict[str, Any]:
+def _pooled(test: Predictions, answers: Answers, kind: str) -> dict[str, Any]:
     """Slope and intercept of all classes' records together; a patient's records of all classes are one cluster."""
     patients = np.repeat(test.patient_ids, answers.targets.shape[1])
     flat = (answers.targets.ravel(), answers.probabilities.ravel(), patients)
-    return {"slope": _fit(slope, *flat), "intercept": _fit(intercept, *flat)}
+    if kind == "single_label":
+        shift = _none("0 of itself: a record's probabilities and its labels both add up to 1")
+    else:
+        shift = _fit(intercept, *flat)
+    return {"slope": _fit(slope, *flat), "intercept": shift}
 
 
 def _first_choice(answers: Answers) -> dict[str, Any]:

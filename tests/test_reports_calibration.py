@@ -80,6 +80,7 @@ def test_the_error_of_the_first_choice_is_torchmetrics_multiclass_one():
         labels = torch.tensor(test.targets.argmax(axis=1))
         expected = multiclass_calibration_error(torch.tensor(scores), labels, len(CLASSES), n_bins=NUM_BINS, norm="l1")
         assert found[stage]["first_choice"]["ece"] == pytest.approx(float(expected), abs=1e-6)
+        assert "add up to 1" in found[stage]["pooled"]["intercept"]["reason"]
         assert found[stage]["first_choice"]["accuracy"] == np.mean(scores.argmax(axis=1) == labels.numpy())
 
 
