@@ -25,7 +25,7 @@ from data.store import Store
 from models.classifier import Classifier
 from models.encoder import Encoder
 from reports.choices import probed_trials
-from reports.folder import ENSEMBLE, MADE_BY, PREDICTIONS, UNTRAINED, read_study
+from reports.folder import ATTRIBUTES, ENSEMBLE, MADE_BY, PREDICTIONS, UNTRAINED, read_study
 from trainables.checkpoint import DESCRIPTION, Checkpoint, load, read_description, weights_digest
 from trainables.ensemble import MEMBERS, Ensemble, difference_between, digest_of, make_ensemble
 from trainables.files import write_atomically
@@ -179,6 +179,7 @@ def _predict_once(
     """
     path = study.report / (PREDICTIONS[model] if model in PREDICTIONS else _member_file(made_by["digest"]))
     if _maker_of(path) == made_by:
+        _describe_again(path, store, made_by)
         return 0
     # the best trial may be the default configuration, or have been in an ensemble: one pass serves both
     for other in (
@@ -196,6 +197,19 @@ def _predict_once(
     found = table(ready, run, recordings.store, recordings.labels, rows, workers, held_out=held_out)
     write_predictions(path, found, made_by)
     return 1
+
+
+def _describe_again(path: Path, store: Path, made_by: dict[str, Any]) -> None:
+    """Put the attributes beside predictions of a version that did not keep them; no model is asked anything."""
+    if set(ATTRIBUTES) <= set(pq.read_schema(path).names):
+        return
+    opened, predictions = Store.open(store), pd.read_parquet(path)
+    row_of_record = pd.Series(np.arange(len(opened.index)), index=opened.index["record_id"].astype(str))
+    rows = row_of_record.reindex(predictions["record_id"].astype(str))
+    if rows.isna().any():  # of other recordings: they keep what they say of themselves
+        return
+    found = pd.DataFrame(_attributes(opened, rows.to_numpy(dtype=np.int64)), index=predictions.index)
+    write_predictions(path, predictions.assign(**{name: found[name] for name in ATTRIBUTES}), made_by)
 
 
 def evaluate_ensemble(study: StudyFolder, store: Path, workers: Workers) -> int:
@@ -316,7 +330,7 @@ def table(
     *,
     held_out: Sequence[Rows] = (),
 ) -> pd.DataFrame:
-    """Predictions of some rows: record_id, patient_id, fold, split, then y_<class> and p_<class>.
+    """Predictions of some rows: record_id, patient_id, fold, split, ATTRIBUTES, then y_<class> and p_<class>.
 
     Of a model of k folds also answered_by, see `trainables.folds.answering_model`.
 
@@ -342,6 +356,7 @@ def table(
             "patient_id": index["patient_id"].astype(str).to_numpy(),
             "fold": index["fold"].to_numpy(),
             "split": split,
+            **_attributes(store, chosen),
         }
         if held_out:
             columns["answered_by"] = answering_model(chosen, held_out)
@@ -350,6 +365,17 @@ def table(
         columns |= {f"p_{name}": probabilities[:, k].astype(np.float64) for k, name in enumerate(labels.classes)}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def _attributes(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """What the index says of some rows that subgroups are made of: the ATTRIBUTES of `reports.folder`."""
+    index = store.index.iloc[rows]
+    texts = {
+        name: np.array([None if pd.isna(text) else str(text) for text in index[name]], dtype=object)
+        for name in ("sex", "device", "site")
+    }
+    quality = pd.Series(store.quality(rows), dtype=object).to_numpy()  # numpy would make a table of lists of one length
+    return {"age": index["age"].to_numpy(), **texts, "quality": quality}
 
 
 def evaluate_checkpoint(

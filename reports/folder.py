@@ -34,6 +34,8 @@ UNTRAINED = "untrained.json"
 """File under report/: searched choice -> option -> the linear probe on the option's untrained encoder."""
 RANGES = ("uniform", "log_uniform", "int_uniform", "log_int")
 """Kinds of distributions with two ends; the other kind is `choice`."""
+ATTRIBUTES = ("age", "sex", "device", "site", "quality")
+"""Columns of such a file that say whose recording it is and how it was made; files of older versions have none."""
 TRIAL_COLUMNS = ("number", "state", "value", "epochs", "seconds", "reason")
 """Columns of trials.parquet that are not parameters."""
 
@@ -87,6 +89,8 @@ class Predictions:
     """{"trial", "digest"} of the model; empty where the file does not say."""
     answered_by: NDArray[np.int64] | None = None
     """(n,) which of k fold models answered, from 1; 0 where all did together. None of a model of one split."""
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """(n rows) those of ATTRIBUTES that the file has; `quality` holds tuples of flags, None where it is not known."""
 
     def of_split(self, split: str) -> Predictions:
         """The records of one split; there may be none."""
@@ -99,6 +103,7 @@ class Predictions:
             targets=self.targets[rows],
             scores=self.scores[rows],
             answered_by=None if self.answered_by is None else self.answered_by[rows],
+            attributes=self.attributes[rows] if len(self.attributes) else self.attributes,
         )
 
     def with_classes(self, classes: Sequence[str]) -> Predictions:
@@ -251,7 +256,18 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
         scores=scores,
         made_by=made_by,
         answered_by=table["answered_by"].to_numpy(dtype=np.int64) if "answered_by" in table else None,
+        attributes=_attributes(table),
     )
+
+
+def _attributes(table: pd.DataFrame) -> pd.DataFrame:
+    """Those of ATTRIBUTES that a table of predictions has, with None for what is not known."""
+    found = table[[name for name in ATTRIBUTES if name in table]].reset_index(drop=True)
+    if "quality" in found:
+        found["quality"] = pd.Series(
+            [None if flags is None else tuple(flags) for flags in found["quality"]], dtype=object
+        )
+    return found
 
 
 def _made_by(path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ SECTIONS = (
     "models",
     "confirmation",
     "classes",
+    "calibration",
+    "subgroups",
     "choices",
     "importance",
     "configuration",

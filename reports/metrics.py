@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from reports import folds
+from reports.calibration import calibration
 from reports.choices import Comparison, Unknown, compare, tables
 from reports.confirmation import confirmation
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.subgroups import subgroups
 
 SPLITS = ("test", "valid")
 
@@ -67,7 +69,11 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "confirmation": confirmation(study),
         "ensemble": {"members": [], "reason": None} | study.ensemble,
     }
-    return content | {"intervals_excluding_value": _excluding(content)} | _choices(study, seed=seed)
+    content |= {"intervals_excluding_value": _excluding(content)}
+    # after it: the intervals of a calibration error are not percentiles
+    content |= {"calibration": calibration(study, num_resamples=num_resamples, seed=seed)}
+    content |= {"subgroups": subgroups(study, content, num_resamples=num_resamples, seed=seed)}
+    return content | _choices(study, seed=seed)
 
 
 def _scored_splits(predictions: Predictions, *, num_resamples: int, seed: int) -> dict[str, Scored]:

@@ -10,8 +10,14 @@ import pytest
 
 from data.record import DataError
 from models.ensemble import name_of_member
-from reports.evaluate import _digest_of_probe, evaluate_checkpoint, evaluate_study, probe_untrained
-from reports.folder import PREDICTIONS, UNTRAINED, read_study
+from reports.evaluate import (
+    _digest_of_probe,
+    evaluate_checkpoint,
+    evaluate_study,
+    probe_untrained,
+    write_predictions,
+)
+from reports.folder import ATTRIBUTES, PREDICTIONS, UNTRAINED, read_predictions, read_study
 from reports.report import build
 from trainables.checkpoint import WEIGHTS, describe, description_of, load, read_description
 from trainables.classify import enter_finetune
@@ -67,6 +73,44 @@ def test_each_model_is_passed_over_the_test_fold_once(study, tiny_store):
         "random_encoder": None,
         "default_configuration": 0,
     }
+
+
+def test_predictions_say_whose_recordings_they_are_of(study, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    found = read_study(study.path).predictions["best"]
+    index = tiny_recordings.store.index.assign(row=range(len(tiny_recordings.store.index))).set_index("record_id")
+    index = index.loc[found.record_ids]
+    assert found.attributes["age"].tolist() == index["age"].tolist()
+    for name in ("sex", "device", "site"):
+        assert found.attributes[name].tolist() == index[name].astype(object).tolist()
+    flags = tiny_recordings.store.quality(index["row"].to_numpy())
+    assert found.attributes["quality"].tolist() == [tuple(names) for names in flags]
+    assert any(flags)
+
+
+def test_predictions_of_an_older_version_learn_whose_recordings_they_are_without_a_look(study, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    path = study.report / PREDICTIONS["best"]
+    after, made_by = pd.read_parquet(path), read_predictions(path, []).made_by
+    write_predictions(path, after.drop(columns=list(ATTRIBUTES)), made_by)
+    assert "without opening the test fold" in build(study.path, num_resamples=5).read_text()
+    assert evaluate(study, tiny_recordings.store) == 0
+    assert len(opened(study)) == 3
+    again = read_predictions(path, [])
+    assert again.made_by == made_by
+    pd.testing.assert_frame_equal(pd.read_parquet(path)[after.columns], after)
+    assert "Subgroups are not shown" not in build(study.path, num_resamples=5).read_text()
+
+
+def test_predictions_of_other_recordings_are_left_as_they_are(study, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    path = study.report / PREDICTIONS["best"]
+    made_by = read_predictions(path, []).made_by
+    other = pd.read_parquet(path).drop(columns=list(ATTRIBUTES))
+    write_predictions(path, other.assign(record_id="of another store " + other["record_id"]), made_by)
+    before = path.read_bytes()
+    assert evaluate(study, tiny_recordings.store) == 0
+    assert path.read_bytes() == before
 
 
 def test_the_default_configuration_as_the_best_trial_is_passed_over_it_once(study, tiny_run, tiny_recordings):
