@@ -70,6 +70,12 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
     )
 
 
+def of_sections(kind: str) -> Markup:
+    """The files of one kind that lie beside the sections' templates, joined; they are ours, so nothing is escaped."""
+    found = [HERE / "sections" / f"{name}.{kind}" for name in SECTIONS]
+    return Markup("").join(Markup(path.read_text(encoding="utf-8")) for path in found if path.exists())
+
+
 def contents_of(sections: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each section that is really on the page: its id and the text of its heading.
 
@@ -79,9 +85,3 @@ def contents_of(sections: Iterable[str]) -> Iterator[tuple[str, str]]:
     for section in sections:
         for name, heading in SECTION.findall(section):
             yield name, Markup(heading).striptags()
-
-
-def of_sections(kind: str) -> Markup:
-    """The files of one kind that lie beside the sections' templates, joined; they are ours, so nothing is escaped."""
-    found = [HERE / "sections" / f"{name}.{kind}" for name in SECTIONS]
-    return Markup("").join(Markup(path.read_text(encoding="utf-8")) for path in found if path.exists())

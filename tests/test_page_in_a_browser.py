@@ -249,23 +249,31 @@ def texts_of_pdf(pdf):
     fonts = {}
     for number, body in objects.items():
         if found := re.search(rb"/ToUnicode (\d+) 0 R", body):
-            letters = fonts[number] = {}
-            table = stream(int(found[1]))
-            for first, text in re.findall(rb"^<(\w+)> <(\w+)>$", table, re.MULTILINE):
-                letters[int(first, 16)] = bytes.fromhex(text.decode()).decode("utf-16-be")
-            for first, last, text in re.findall(rb"^<(\w+)> <(\w+)> <(\w+)>$", table, re.MULTILINE):
-                codes = range(int(first, 16), int(last, 16) + 1)
-                letters |= {code: chr(int(text, 16) + code - codes[0]) for code in codes}
+            fonts[number] = letters_of(stream(int(found[1])))
     pages = [body for body in objects.values() if re.search(rb"/Type /Page\b", body)]
     return [text_of_page(stream(int(re.search(rb"/Contents (\d+) 0 R", body)[1])), fonts) for body in pages]
 
 
+def letters_of(table):
+    """What each code of a font stands for, by the code as it is written."""
+    letters = {}
+    for block in re.findall(rb"beginbfchar(.*?)endbfchar", table, re.DOTALL):
+        for code, text in re.findall(rb"<(\w+)> <(\w+)>", block):
+            letters[code.upper()] = bytes.fromhex(text.decode()).decode("utf-16-be")
+    for block in re.findall(rb"beginbfrange(.*?)endbfrange", table, re.DOTALL):
+        for first, last, text in re.findall(rb"<(\w+)> <(\w+)> <(\w+)>", block):
+            for step in range(int(last, 16) - int(first, 16) + 1):
+                letters[b"%0*X" % (len(first), int(first, 16) + step)] = chr(int(text, 16) + step)
+    return letters
+
+
 def text_of_page(content, fonts):
-    letters, text = {}, ""
+    letters, width, text = {}, 4, ""
     for font, shown in re.findall(rb"/F(\d+) [\d.]+ Tf|<(\w+)> Tj", content):
         if font:
             letters = fonts.get(int(font), {})
-        text += "".join(letters.get(int(shown[at : at + 4], 16), "?") for at in range(0, len(shown), 4))
+            width = len(next(iter(letters), b"0000"))
+        text += "".join(letters.get(shown[at : at + width].upper(), "?") for at in range(0, len(shown), width))
     return squeezed(unicodedata.normalize("NFKC", text))  # takes ligatures apart
 
 
@@ -429,9 +437,11 @@ def test_nothing_moves_for_those_who_asked_for_it(browser, page):
 
 
 def test_a_curve_says_which_trial_it_is(browser, page):
-    browser.open(page, size=(1280, 3000))
+    browser.open(page)
     x, y = browser.value("""(() => {
-      const end = document.querySelector(".chart.large .curve[data-trial='1'] circle").getBoundingClientRect();
+      const mark = document.querySelector(".chart.large .curve[data-trial='1'] circle");
+      mark.scrollIntoView({ block: "center" });
+      const end = mark.getBoundingClientRect();
       return [end.x + 2, end.y + 2];
     })()""")
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

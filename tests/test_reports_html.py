@@ -31,7 +31,7 @@ class Elements(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.found.append((tag, dict(attributes), [name for name, _ in self.inside]))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input", "img"):
             self.inside.append((tag, dict(attributes)))
 
     def handle_startendtag(self, tag, attributes):
