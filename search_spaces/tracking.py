@@ -144,8 +144,7 @@ class Tracker:
             failure = self._tell()
             if failure is None:
                 return
-            if not warned:
-                logger.warning("tracking stopped, the search goes on: %s", failure)
+            logger.log(logging.INFO if warned else logging.WARNING, "tracking stopped, the search goes on: %s", failure)
             warned = True
             if closing:
                 return
