@@ -127,6 +127,9 @@ class WandbRuns:
     def close(self) -> None:
         """End what is open as interrupted, and W&B's process; never raises."""
         with contextlib.suppress(Exception, SystemExit):  # the latter where W&B's process has died
+            for run in self._runs.values():  # else threads of theirs ask the process after its end
+                run.finish(exit_code=INTERRUPTED)
+        with contextlib.suppress(Exception, SystemExit):
             self._wandb.teardown(exit_code=INTERRUPTED)
 
 
