@@ -77,7 +77,6 @@ def server(tmp_path, monkeypatch):
     thread.start()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{running.server_address[1]}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.1")  # seconds between two messages, else 15
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "exit", sys.exit)  # W&B wraps both and leaves them so
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -130,6 +129,7 @@ with make_tracker(tracking, StudyFolder(pathlib.Path(sys.argv[1]))):
 """
 
 
+@pytest.mark.slow  # W&B keeps what it has to send for 15 s
 def test_a_driver_that_is_killed_while_online_is_followed_by_one_that_sends_the_rest(study, server):
     command = [sys.executable, "-c", DRIVER, str(study.path)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE) as driver:
