@@ -233,6 +233,7 @@ def typed_again() -> str:
 
 def search(launch: Launch, console: Console) -> int:
     """Search, evaluate the best trial once on the test fold, and write the report."""
+    from search_spaces.tracking import make_tracker
     from trainables.stored import stored_study
     from trainables.study import StudyFolder
 
@@ -261,12 +262,15 @@ def search(launch: Launch, console: Console) -> int:
                     f"stopped; what ran is saved up to its last epoch. To go on:\n  {typed_again()}", markup=False
                 )
                 return INTERRUPTED
-        elif ledger.num_ended >= ledger.num_trials:
-            console.print(
-                f"{study.path}: finished with {ledger.num_ended} trials; type search.num_trials=N with a larger N to "
-                "go further",
-                markup=False,
-            )
+        else:
+            with make_tracker(launch.tracking, study, maximize=launch.search.direction == "maximize"):
+                pass  # it was down, or is switched on now
+            if ledger.num_ended >= ledger.num_trials:
+                console.print(
+                    f"{study.path}: finished with {ledger.num_ended} trials; type search.num_trials=N with a larger N "
+                    "to go further",
+                    markup=False,
+                )
         if ledger.used_up and (ledger.num_ended < ledger.num_trials or confirmation.num_left):
             console.print(f"{ledger.used_up}: type a larger value to go on", markup=False)
         return finish(launch, ledger, confirmation, study, store, console)
@@ -426,7 +430,7 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
         ready_cluster(launch, ledger.folder, store.path, terminal, **seen_by_nodes(launch)),
         ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
         configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
-        make_tracker(launch.tracking, ledger.folder) as track,
+        make_tracker(launch.tracking, ledger.folder, maximize=launch.search.direction == "maximize") as track,
     ):
         for books in (ledger, confirmation):
             if books.is_over or to_end():

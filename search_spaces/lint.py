@@ -25,6 +25,7 @@ from data.splits import Split
 from data.store import prepare_signal
 from search_spaces.distributions import Leaf, Space, contexts, extremes, run_with, written
 from search_spaces.schema import ChoiceError, Launch
+from search_spaces.tracking import check_tracker
 from trainables.checkpoint import WEIGHTS, describe
 from trainables.components import check_model, nearest
 from trainables.files import write_tensors
@@ -58,8 +59,10 @@ def lint(launch: Launch, space: Space) -> None:
 
     Raises:
         ChoiceError: if no epoch logs the objective, there is no such label protocol, the sampler cannot handle the
-            space, nothing is searched, a searched key changes nothing, or it changes who validates.
+            space, nothing is searched, a searched key changes nothing, it changes who validates, or the tracker's
+            package is missing.
     """
+    check_tracker(launch.tracking)
     check_objective(launch)
     kind = kind_of_labels(launch)
     check_sampler(launch, space)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from search_spaces.former_names import former_name
+from search_spaces.tracking_uri import tracking_problem_of
 from trainables.components import meant, said_plainly
 from trainables.remote_url import problem_of
 from trainables.settings import Cluster, Data, Model, Run, Settings, Task, check_pretext
@@ -151,7 +152,28 @@ class WandbTracking(Settings):
     mode: Literal["online", "offline"]
 
 
-Tracking = Annotated[NoTracking | WandbTracking, Field(discriminator="name")]
+class TensorboardTracking(Settings):
+    """TensorBoard's event files in the study's folder, one run a trial."""
+
+    name: Literal["tensorboard"]
+
+
+class MlflowTracking(Settings):
+    """MLflow, one run a trial."""
+
+    name: Literal["mlflow"]
+    uri: str | None
+    """Of a server or a database; none: a database in the study's folder."""
+
+    @field_validator("uri")
+    @classmethod
+    def _names_no_secret_and_no_folder(cls, uri: str | None) -> str | None:
+        if uri is not None and (problem := tracking_problem_of(uri)) is not None:
+            raise ValueError(problem)
+        return uri
+
+
+Tracking = Annotated[NoTracking | WandbTracking | TensorboardTracking | MlflowTracking, Field(discriminator="name")]
 
 
 class Scale(Settings):

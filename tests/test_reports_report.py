@@ -480,26 +480,3 @@ def test_a_full_disk_leaves_the_old_report_whole_and_nothing_beside_it(study_dir
     with pytest.raises(OSError, match="No space left"):
         build(study_dir, num_resamples=10)
     assert {path.name: path.read_bytes() for path in (study_dir / "report").iterdir()} == before
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-POINT_AND_CLICK = """<script>
-const chart = document.querySelector(".chart.large"), curve = chart.querySelector('.curve[data-trial="1"] circle');
-const place = curve.getBoundingClientRect();
-chart.dispatchEvent(new PointerEvent("pointermove", { clientX: place.x + 2, clientY: place.y + 2 }));
-const table = document.querySelector("table.trials");
-table.querySelectorAll("thead button")[2].click();
-const order = [...table.tBodies[0].rows].map((row) => row.dataset.trial).join();
-document.title = `${document.getElementById("tip").innerText.replace(/\\s+/g, " ")} | ${order}`;
-</script>"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium on PATH")
-def test_in_a_browser_a_curve_says_which_trial_it_is_and_a_heading_sorts(page, tmp_path):
-    (tmp_path / "page.html").write_text(page.replace("</body>", f"{POINT_AND_CLICK}</body>"))
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --window-size=1280,3000 --dump-dom"
-    command = [BROWSER, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert "<title>Trial 1 · pruned epoch 2 (pretrain): 0.6300 | 1,3,0,2</title>" in shown
