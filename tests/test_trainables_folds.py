@@ -123,6 +123,37 @@ def test_a_unit_that_was_killed_goes_on_as_an_unbroken_one(two_folds, recordings
     assert list(train_unit(two_folds, resumed, recordings, ALONE, saved=done)) == []
 
 
+def test_a_unit_that_is_cut_between_two_folds_repeats_the_epoch_in_both(
+    two_folds, recordings, unbroken, tmp_path, monkeypatch
+):
+    state, told, copies = unbroken
+    really = folds_module.train
+
+    class Killed(BaseException):
+        pass
+
+    def killed_in_the_second(run, fold, recordings, workers, saved=None):
+        for number, result in enumerate(really(run, fold, recordings, workers, saved=saved)):
+            if number == 1 and fold is cut.folds[1]:
+                raise Killed
+            yield result
+
+    monkeypatch.setattr(folds_module, "train", killed_in_the_second)
+    shutil.copytree(copies / "1", tmp_path, dirs_exist_ok=True)
+    cut = state_of(two_folds)
+    results = train_unit(two_folds, cut, recordings, ALONE, saved=SavedState.load(tmp_path))
+    next(results)
+    cut.save(tmp_path)
+    with pytest.raises(Killed):
+        next(results)
+    assert [fold.epoch for fold in cut.folds] == [3, 3]  # neither of them was saved
+    assert read_place(tmp_path)["epoch"] == 2
+    monkeypatch.undo()
+    resumed = state_of(two_folds)
+    assert list(train_unit(two_folds, resumed, recordings, ALONE, saved=SavedState.load(tmp_path))) == told[2:]
+    torch.testing.assert_close(resumed.tensors(), state.tensors(), **EXACTLY)
+
+
 def test_a_unit_is_saved_in_one_file(unbroken):
     _, _, copies = unbroken
     assert [path.name for path in (copies / "1").iterdir()] == [LAST]

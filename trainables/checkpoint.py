@@ -292,7 +292,8 @@ def check_unseen(description: Mapping[str, Any], run: Run) -> None:
         raise DataError(
             f"task.folds={run.task.folds} holds out in turn what task.encoder has seen, the folds "
             f"{', '.join(map(str, seen))} of {now.name}: type task=joint, which pre-trains for each fold, or "
-            "task.folds=1, or an encoder that was pre-trained on other recordings"
+            "task.folds=1, or an encoder that was pre-trained on other recordings; if these are others, type "
+            "data.name=NAME"
         )
 
 
