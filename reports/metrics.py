@@ -12,6 +12,7 @@ from reports.choices import Comparison, Unknown, compare, tables
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.searching import searching
 
 SPLITS = ("test", "valid")
 
@@ -62,7 +63,10 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
     }
-    return content | {"intervals_excluding_value": _excluding(content)} | _choices(study, seed=seed)
+    choices = _choices(study, seed=seed)
+    return (
+        content | {"intervals_excluding_value": _excluding(content)} | choices | searching(study, choices["importance"])
+    )
 
 
 def _scored_splits(predictions: Predictions, *, num_resamples: int, seed: int) -> dict[str, Scored]:
