@@ -1,4 +1,6 @@
-"""How much each searched parameter had to do with a trial being among the best: PED-ANOVA, at one epoch.
+"""How much each searched parameter had to do with how a trial did: PED-ANOVA and fANOVA, at one epoch.
+
+PED-ANOVA asks what sets the best trials apart, fANOVA what makes values differ anywhere in the space (reports.fanova).
 
 Optuna's evaluators take completed trials with their final values. Under a scheduler that stops trials early these are a
 few, and the ones that it chose; so trials are compared at one epoch that nearly all of them reached
@@ -31,6 +33,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from reports.choices import Comparison, Unknown
+from reports.fanova import NUM_TREES, fanova, missing
 from reports.folder import Study
 from reports.intervals import CONFIDENCE
 
@@ -62,7 +65,8 @@ def importance(study: Study, comparison: Comparison, *, seed: int) -> dict[str, 
 
     Returns:
         at_epoch and completed, each with its number of trials and parameters -> share, its interval, and the share of
-        the shufflings that give as much (`by_chance`), or a `reason` why there is none.
+        the shufflings that give as much (`by_chance`), or a `reason` why there is none; fanova: the part of the
+        variance that it explains, explained: what the forest behind it predicts; both None without scikit-learn.
 
     Raises:
         Unknown: if the journal cannot say what was drawn.
@@ -74,6 +78,7 @@ def importance(study: Study, comparison: Comparison, *, seed: int) -> dict[str, 
     }
     return {
         "evaluator": "PED-ANOVA",
+        "fanova": {"num_trees": NUM_TREES, "reason": missing()},
         "best_share": BEST_SHARE,
         "num_resamples": NUM_RESAMPLES,
         "num_shufflings": NUM_SHUFFLINGS,
@@ -193,6 +198,7 @@ def _figures(
     low, high = _interval(trials, names, direction, seed=seed)
     columns = [names.index(name) for name in wanted]
     by_chance = _by_chance(trials, wanted, found[columns], direction, seed=seed)
+    forest = None if missing() else fanova(trials, names, seed=seed)
     return {
         name: {
             "share": float(found[column] / found.sum()),
@@ -200,6 +206,8 @@ def _figures(
             "high": float(high[column]),
             "num_trials": len(trials),
             "by_chance": float(chance),
+            "fanova": forest.shares[name] if forest else None,
+            "explained": forest.explained if forest else None,
         }
         for name, column, chance in zip(wanted, columns, by_chance, strict=True)
     }

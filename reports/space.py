@@ -20,8 +20,8 @@ BEST_SHARE = 0.1
 """The share of the compared trials that is drawn as the best."""
 MIN_FOR_MAP = 40
 """Trials below which no map is drawn: its 3 x 3 cells would hold four of them on average."""
-MIN_FOR_MEDIANS = 25
-"""Trials below which no medians of fifths are drawn: a fifth would be fewer than five."""
+MIN_FOR_MEDIANS = 50
+"""Trials below which no medians of fifths are drawn: a fifth would be fewer than ten."""
 MAX_CELLS = 8
 """Of a side of the map."""
 
@@ -64,11 +64,9 @@ def searched(study: Study, comparison: Comparison, importance: Mapping[str, Any]
     """
     chosen = choices_of(study)
     values = {number: comparison.values[number] for number in sorted(comparison.values) if number in chosen}
-    shares = {
-        name: entry.get("share") for name, entry in ((importance.get("at_epoch") or {}).get("parameters") or {}).items()
-    }
-    names = {name for number in values for name in chosen[number]}
-    ordered = sorted(names, key=lambda name: (shares.get(name) is None, -(shares.get(name) or 0.0), name))
+    known = (importance.get("at_epoch") or {}).get("parameters") or {}
+    shares = {name: entry.get("share") for name, entry in known.items()}
+    ordered = _by_importance(chosen, values, shares)
     parameters = [found for name in ordered if (found := parameter_of(study, name, chosen, values)) is not None]
     best = _best(study, values)
     return {
