@@ -22,13 +22,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from reports.discrimination import Floats
 
 NUM_TREES = 64
 """As many as Optuna grows."""
+MAX_STEPS = 1000
+"""Whole numbers beyond which they are taken for a range without steps."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,24 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Whole numbers, or numbers in steps: one column, and each of them with its part of the range."""
+
+    column: int
+    values: Floats
+    parts: Floats
+
+    def measures(self, lows: Floats, highs: Floats) -> Floats:
+        """(L,) the part of the range that each of L boxes holds."""
+        return np.asarray(self.parts @ self.points(lows, highs)[1])
+
+    def points(self, lows: Floats, highs: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """(M,) parts, and (M, L) which boxes hold which number."""
+        values = self.values[:, None]
+        return self.parts, (lows[:, self.column] < values) & (values <= highs[:, self.column])
+
+
+@dataclass(frozen=True)
 class Options:
     """A choice: a column an option, 1 where it was taken."""
 
@@ -86,7 +106,7 @@ class Options:
         return np.full(self.num, 1 / self.num), held
 
 
-Domain = Range | Options
+Domain = Range | Steps | Options
 
 
 def missing() -> str | None:
@@ -138,11 +158,17 @@ def _column(distributions: list[BaseDistribution], taken: list[Any], place: int)
         internal = np.array([first.to_internal_repr(value) for value in taken], dtype=np.int64)
         num = len(first.choices)
         return Options(slice(place, place + num), num), np.eye(num)[internal]
-    half = first.step / 2 if isinstance(first, IntDistribution) else 0.0  # so that every whole number has equal room
     scale = math.log if first.log else float
-    lows, highs = ([getattr(of, end) for of in distributions] for end in ("low", "high"))
-    ends = scale(max(min(lows) - half, min(lows) / 2) if first.log else min(lows) - half), scale(max(highs) + half)
-    return Range(place, *ends), np.array([[scale(value)] for value in taken])
+    ranges: list[Any] = list(distributions)
+    low, high = min(of.low for of in ranges), max(of.high for of in ranges)
+    column = np.array([[scale(value)] for value in taken])
+    if first.step is None or (high - low) / first.step >= MAX_STEPS:
+        return Range(place, scale(low), scale(high)), column
+    numbers = np.arange(low, high + first.step / 2, first.step)
+    if not first.log:
+        return Steps(place, numbers, np.full(len(numbers), 1 / len(numbers))), column
+    edges = np.log(np.append(numbers - 0.5, numbers[-1] + 0.5))  # as a whole number is drawn from a logarithmic range
+    return Steps(place, np.log(numbers), np.diff(edges) / (edges[-1] - edges[0])), column
 
 
 def _of_tree(tree: Any, domains: Sequence[Domain]) -> Floats | None:
