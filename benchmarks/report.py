@@ -8,7 +8,8 @@ interrupted and go on. The report is then built in a fresh Python process, which
     whole     no scheduler: every trial that can runs its 30 epochs, the most that 500 trials can hold
     stopped   asha with rungs at 3, 9 and 27 epochs
 
-Figures of each: seconds, peak resident memory, size of index.html. Targets: 60 s, 2 GiB and 3 MB.
+Figures of each: seconds, those of them in which a processor worked for it, peak resident memory, size of index.html.
+Targets: 60 s, 2 GiB and 3 MB.
 
     python benchmarks/report.py --json FILE [--trials 500] [--classes 5]
 """
@@ -61,7 +62,8 @@ from pathlib import Path
 began = time.perf_counter()
 from reports.report import build
 build(Path(sys.argv[1]))
-print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
 
 
@@ -318,9 +320,9 @@ def measure(folder: Path) -> dict[str, float]:
         text=True,
         check=True,
     )
-    seconds, peak_kib = (float(word) for word in ended.stdout.split())
+    seconds, processor, peak_kib = (float(word) for word in ended.stdout.split())
     page = (folder / "report" / "index.html").stat().st_size
-    return {"seconds": seconds, "peak_gib": peak_kib / 2**20, "page_mb": page / 1e6}
+    return {"seconds": seconds, "processor_seconds": processor, "peak_gib": peak_kib / 2**20, "page_mb": page / 1e6}
 
 
 def main() -> None:
@@ -332,14 +334,14 @@ def main() -> None:
         ("--classes", {"type": int, "default": 5, "help": "of the predictions; PTB-XL has 5 to 71"}),
         ("--keep", {"type": Path, "help": "leave the studies in this folder"}),
     )
-    units = {"seconds": "s", "peak_gib": "GiB", "page_mb": "MB"}
+    units = {"seconds": "s", "processor_seconds": "s", "peak_gib": "GiB", "page_mb": "MB"}
     figures = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("whole", "stopped"):
             folder = (arguments.keep or Path(temporary)) / name
             write_study(folder, num_trials=arguments.trials, num_classes=arguments.classes, stopped=name == "stopped")
             for quantity, found in measure(folder).items():
-                figures.append(Figure(f"{name}_{quantity}", found, units[quantity], target=TARGETS[quantity]))
+                figures.append(Figure(f"{name}_{quantity}", found, units[quantity], target=TARGETS.get(quantity)))
     publish(figures, arguments.json)
 
 

@@ -47,7 +47,7 @@ def test_a_search_without_a_scheduler_stops_nobody(benchmark):
 def test_what_is_measured_is_a_whole_report(benchmark, tmp_path):
     benchmark.write_study(tmp_path / "s", num_trials=8, num_classes=1, stopped=False)
     found = benchmark.measure(tmp_path / "s")
-    assert found.keys() == benchmark.TARGETS.keys()
+    assert found.keys() >= benchmark.TARGETS.keys()
     assert found["page_mb"] == pytest.approx((tmp_path / "s" / "report" / "index.html").stat().st_size / 1e6)
     assert found["seconds"] > 0
     assert 0.05 < found["peak_gib"] < 4
