@@ -48,6 +48,7 @@ bench: .venv/for-running
 	  --json "$(BENCH_DIR)/store.json"
 	@$(VENV_PYTHON) benchmarks/trial_start.py --json "$(BENCH_DIR)/trial_start.json"
 	@$(VENV_PYTHON) benchmarks/search_scale.py --json "$(BENCH_DIR)/search_scale.json"
+	@$(VENV_PYTHON) benchmarks/report.py --json "$(BENCH_DIR)/report.json"
 
 chaos: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/chaos.py --json "$(BENCH_DIR)/chaos.json"

@@ -803,7 +803,12 @@ def report(launch: Launch, console: Console) -> int:
     from reports.report import build
 
     try:
-        page = build(Path(launch.study_dir), num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+        page = build(
+            Path(launch.study_dir),
+            num_resamples=launch.evaluate.num_resamples,
+            seed=launch.seed,
+            evaluate=launch.evaluate.model_dump(),
+        )
     except ValueError as error:  # damaged or unequal predictions: its message is for the user
         return complain(" ".join(str(error).split()))
     console.print(f"report: {page}", markup=False)

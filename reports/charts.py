@@ -12,6 +12,11 @@ from typing import Any
 
 from reports.folder import RANGES, Study, Trial
 
+MANY_EPOCHS = 4000
+"""Of all trials together: beyond it curves are drawn to whole units."""
+MANY_TRIALS = 200
+"""Beyond it the dots of a strip are one path, without a word of their own."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -130,12 +135,13 @@ def learning_curves(study: Study, *, width: int, height: int, reference: float |
     values = [point.value for point in epochs] + ([] if reference is None else [reference])
     axis = Axis.around(values, num_ticks=6 if height > 300 else 4)
     left, right, top, bottom = 46.0, width - 12.0, 42.0, height - 34.0
+    digits = 1 if len(epochs) <= MANY_EPOCHS else 0  # a line among hundreds may lie half a unit beside its place
 
     def x(epoch: float) -> float:
-        return round(left + (right - left) * (epoch - 0.5) / num_epochs, 1)
+        return round(left + (right - left) * (epoch - 0.5) / num_epochs, digits)
 
     def y(value: float) -> float:
-        return round(bottom - (bottom - top) * axis.share(value), 1)
+        return round(bottom - (bottom - top) * axis.share(value), digits)
 
     rank = {"best": 2, "default": 1}
     curves = [
@@ -176,7 +182,9 @@ class Strip:
     low: str
     high: str
     dots: tuple[tuple[str, Trial, str], ...]
-    """Place, trial, kind; the best last, on top."""
+    """Place, trial, kind; the best last, on top. Of many trials only the default and the best."""
+    many: str = ""
+    """Path of the others' dots, where they are many; across 1000 units, at 11 down."""
 
 
 def parameter_strip(study: Study, name: str) -> Strip | None:
@@ -192,7 +200,11 @@ def parameter_strip(study: Study, name: str) -> Strip | None:
     axis = Axis(low, high, (), logarithmic="log" in kind and low > 0)
     rank = {"best": 2, "default": 1}
     dots = [(axis.percent(float(value)), trial, kind_of(trial, study)) for trial, value in chosen]
-    return Strip(axis, f"{low:.3g}", f"{high:.3g}", tuple(sorted(dots, key=lambda dot: rank.get(dot[2], 0))))
+    many = ""
+    if len(dots) > MANY_TRIALS:
+        many = "".join(f"M{1000 * axis.share(float(value)):.0f} 11h0" for _, value in chosen)
+        dots = [dot for dot in dots if dot[2] in rank]
+    return Strip(axis, f"{low:.3g}", f"{high:.3g}", tuple(sorted(dots, key=lambda dot: rank.get(dot[2], 0))), many)
 
 
 def distribution(study: Study, name: str) -> str:

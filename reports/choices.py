@@ -127,7 +127,7 @@ def _by_option(study: Study, name: str) -> list[tuple[Any, list[Trial]]]:
         params = chosen.get(trial.number, {})
         if name not in params:
             continue
-        taken = next((trials for option, trials in groups if _same(option, params[name])), None)
+        taken = next((trials for option, trials in groups if same(option, params[name])), None)
         if taken is None:
             groups.append((params[name], [trial]))
         else:
@@ -135,7 +135,7 @@ def _by_option(study: Study, name: str) -> list[tuple[Any, list[Trial]]]:
     return groups
 
 
-def _same(option: Any, value: Any) -> bool:
+def same(option: Any, value: Any) -> bool:
     """Whether two values are one option: 1 and 1.0 are, 1 and true are not."""
     return bool(option == value) and isinstance(option, bool) == isinstance(value, bool)
 

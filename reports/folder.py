@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ class Study:
         """Whether more of it is better."""
         return str(self.setting("search.direction", "maximize")) != "minimize"
 
-    @property
+    @cached_property  # asked for once a mark in the drawings
     def best_trial(self) -> Trial | None:
         """The trial of checkpoints/best_1, else the best that ran to its end."""
         for trial in self.trials:

@@ -1,4 +1,6 @@
-"""How much each searched parameter had to do with a trial being among the best: PED-ANOVA, at one epoch.
+"""How much each searched parameter had to do with how a trial did: PED-ANOVA and fANOVA, at one epoch.
+
+PED-ANOVA asks what sets the best trials apart, fANOVA what makes values differ anywhere in the space (reports.fanova).
 
 Optuna's evaluators take completed trials with their final values. Under a scheduler that stops trials early these are a
 few, and the ones that it chose; so trials are compared at one epoch that nearly all of them reached
@@ -31,8 +33,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from reports.choices import Comparison, Unknown
+from reports.fanova import NUM_TREES, fanova, missing
 from reports.folder import Study
 from reports.intervals import CONFIDENCE
+from reports.ped_anova import Grids
 
 BEST_SHARE = 0.2
 """A trial is among the best if it is in this share of them. Optuna's default of 0.1 leaves 3 trials of 30, where its
@@ -62,7 +66,8 @@ def importance(study: Study, comparison: Comparison, *, seed: int) -> dict[str, 
 
     Returns:
         at_epoch and completed, each with its number of trials and parameters -> share, its interval, and the share of
-        the shufflings that give as much (`by_chance`), or a `reason` why there is none.
+        the shufflings that give as much (`by_chance`), or a `reason` why there is none; fanova: the part of the
+        variance that it explains, explained: what the forest behind it predicts; both None without scikit-learn.
 
     Raises:
         Unknown: if the journal cannot say what was drawn.
@@ -74,6 +79,7 @@ def importance(study: Study, comparison: Comparison, *, seed: int) -> dict[str, 
     }
     return {
         "evaluator": "PED-ANOVA",
+        "fanova": {"num_trees": NUM_TREES, "reason": missing()},
         "best_share": BEST_SHARE,
         "num_resamples": NUM_RESAMPLES,
         "num_shufflings": NUM_SHUFFLINGS,
@@ -185,7 +191,7 @@ def _figures(
     trials: Trials, names: list[str], wanted: list[str], direction: StudyDirection, *, seed: int
 ) -> dict[str, Any]:
     """The figures of the parameters `wanted`, their shares being among `names`, which all of these trials have."""
-    found = divergences(trials, names, direction)
+    found = _divergences(trials, names, direction, np.arange(len(trials))[None])[0]
     if found.sum() < NEGLIGIBLE:
         return {
             name: _nothing(trials, f"the best of the {len(trials)} trials chose as all of them did") for name in wanted
@@ -193,6 +199,7 @@ def _figures(
     low, high = _interval(trials, names, direction, seed=seed)
     columns = [names.index(name) for name in wanted]
     by_chance = _by_chance(trials, wanted, found[columns], direction, seed=seed)
+    forest = None if missing() else fanova(trials, names, seed=seed)
     return {
         name: {
             "share": float(found[column] / found.sum()),
@@ -200,6 +207,8 @@ def _figures(
             "high": float(high[column]),
             "num_trials": len(trials),
             "by_chance": float(chance),
+            "fanova": forest.shares[name] if forest else None,
+            "explained": forest.explained if forest else None,
         }
         for name, column, chance in zip(wanted, columns, by_chance, strict=True)
     }
@@ -226,6 +235,35 @@ def divergences(trials: Trials, names: list[str], direction: StudyDirection) -> 
     return np.array([found[name] for name in names])
 
 
+def _divergences(
+    trials: Trials,
+    names: list[str],
+    direction: StudyDirection,
+    drawn: NDArray[np.int64],
+    *,
+    values_of: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """(R, P) the same for resamples of the trials: all at once, or by Optuna where a parameter's range changed midway.
+
+    Args:
+        trials: n of them.
+        names: P of their parameters.
+        direction: of the search.
+        drawn: (R, n) positions of the trials that each resample holds.
+        values_of: (R, n) positions of the trials whose values they are given; their own unless given.
+    """
+    values_of = drawn if values_of is None else values_of
+    values = np.array([trial.value for trial in trials])
+    if (grids := Grids.of(trials, names)) is not None:
+        sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
+        return grids.divergences(drawn, sign * values[values_of], best_share=BEST_SHARE)
+    resamples = (
+        [_valued(trials[place], values[of]) for place, of in zip(*row, strict=True)]
+        for row in zip(drawn, values_of, strict=True)
+    )
+    return np.array([divergences(resample, names, direction) for resample in resamples])
+
+
 class _AsStudy(optuna.Study):
     """Trials as the study that an evaluator asks for them; no storage is behind it, which would be slow to fill."""
 
@@ -249,12 +287,12 @@ def _interval(
     A resample in which all values are equal, or the best chose as all did, has no shares and is left out.
     """
     draw = np.random.default_rng([seed, len(trials)])
-    shares: list[NDArray[np.float64]] = []
-    for _ in range(NUM_RESAMPLES):
-        resample = [trials[place] for place in draw.integers(len(trials), size=len(trials))]
-        found = np.zeros(len(names)) if _all_equal(resample) else divergences(resample, names, direction)
-        if found.sum() >= NEGLIGIBLE:
-            shares.append(found / found.sum())
+    drawn = np.array([draw.integers(len(trials), size=len(trials)) for _ in range(NUM_RESAMPLES)])
+    values = np.array([trial.value for trial in trials])[drawn]
+    drawn = drawn[values.min(axis=1) < values.max(axis=1)]
+    found = _divergences(trials, names, direction, drawn)
+    total = found.sum(axis=1, keepdims=True)
+    shares = (found / np.maximum(total, NEGLIGIBLE))[total[:, 0] >= NEGLIGIBLE]
     low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return low, high
 
@@ -264,13 +302,10 @@ def _by_chance(
 ) -> NDArray[np.float64]:
     """The share of shufflings of the values among the trials that give a parameter at least what was found for it."""
     draw = np.random.default_rng([seed, len(trials), NUM_SHUFFLINGS])
-    values = [trial.value for trial in trials]
-    as_large = np.ones(len(names))  # the values as they came are one of the shufflings
-    for _ in range(NUM_SHUFFLINGS - 1):
-        order = draw.permutation(len(trials))
-        shuffled = [_valued(trial, values[place]) for trial, place in zip(trials, order, strict=True)]
-        as_large += divergences(shuffled, names, direction) >= found - 1e-12
-    return as_large / NUM_SHUFFLINGS
+    orders = np.array([draw.permutation(len(trials)) for _ in range(NUM_SHUFFLINGS - 1)])
+    places = np.broadcast_to(np.arange(len(trials)), orders.shape)
+    as_large = _divergences(trials, names, direction, places, values_of=orders) >= found - 1e-12
+    return np.asarray((1 + as_large.sum(axis=0)) / NUM_SHUFFLINGS)  # the values as they came are one of the shufflings
 
 
 def _share_distributions(trials: Trials) -> None:

@@ -15,6 +15,7 @@ from reports.confirmation import confirmation
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.searching import searching
 from reports.subgroups import subgroups
 
 SPLITS = ("test", "valid")
@@ -73,7 +74,8 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
     # after it: the intervals of a calibration error are not percentiles
     content |= {"calibration": calibration(study, num_resamples=num_resamples, seed=seed)}
     content |= {"subgroups": subgroups(study, content, num_resamples=num_resamples, seed=seed)}
-    return content | _choices(study, seed=seed)
+    content |= _choices(study, seed=seed)
+    return content | searching(study, content["importance"])
 
 
 def _scored_splits(predictions: Predictions, *, num_resamples: int, seed: int) -> dict[str, Scored]:

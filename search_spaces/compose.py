@@ -301,7 +301,9 @@ def recompose(line: Line, stored: Mapping[str, Any]) -> Composed:
     config, choices = _hydra(line.groups, line.config_dir)
     tree = _plain(config) | {"options": {}}
     for key, value in copy.deepcopy(dict(stored)).items():
-        if key not in line.groups:
+        if key == "evaluate":  # a study of an earlier version lacks its newer keys
+            tree[key] |= value
+        elif key not in line.groups:
             tree[key] = value
         elif key == "data":
             tree[key] |= {name: value[name] for name in PREPARATION}

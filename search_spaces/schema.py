@@ -195,6 +195,9 @@ class Evaluate(Settings):
     fold: Literal["valid", "test"] | int
     num_resamples: int = Field(ge=1)
     """Bootstrap resamples (by patient) behind every interval."""
+    cost_per_device_hour: float | None = Field(ge=0)
+    """The report multiplies it with the device-hours; None: no cost is shown."""
+    currency: str
 
 
 Command = Literal["search", "train", "evaluate", "report", "prepare", "show", "preflight", "import"]

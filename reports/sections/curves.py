@@ -31,7 +31,9 @@ def curve_data(study: Study) -> list[dict[str, Any]]:
         {
             "trial": trial.number,
             "outcome": charts.outcome(trial),
-            "points": [[point.epoch, round(point.value, 6), point.stage] for point in trial.curve],
+            "pretrained": max((point.epoch for point in trial.curve if point.stage == "pretrain"), default=0),
+            "then": trial.curve[-1].stage,
+            "points": [[point.epoch, round(point.value, 5)] for point in trial.curve],
         }
         for trial in study.trials
         if trial.curve

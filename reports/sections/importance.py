@@ -9,6 +9,8 @@ from reports.folder import Study
 from reports.sections.configuration import parameter_rows
 from reports.words import epoch_compared
 
+BELIEVED = 0.25
+"""Where a forest predicts less than this part of the variance, its figures are said not to be gone by."""
 CHANCE = 0.05
 """A parameter to which shuffled values give as much importance more often than this is said to have it by chance."""
 
@@ -19,6 +21,7 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
         "importance": importance_rows(metrics),
         "parameters": parameter_rows(study),
         "chance": CHANCE,
+        "believed": BELIEVED,
     }
 
 
@@ -37,6 +40,8 @@ def importance_rows(metrics: dict[str, Any]) -> dict[str, Any]:
             "few": entry["share"] is not None and entry["num_trials"] < found["few_trials"],
             "at_epoch": _interval_of(entry),
             "completed": _interval_of(completed["parameters"].get(name)),
+            "fanova": entry.get("fanova"),
+            "explained": entry.get("explained"),
         }
         for name, entry in at_epoch["parameters"].items()
     ]
@@ -44,6 +49,8 @@ def importance_rows(metrics: dict[str, Any]) -> dict[str, Any]:
         "reason": None,
         "where": epoch_compared(metrics),
         "few": at_epoch["num_trials"] < found["few_trials"],
+        "fanova": any(row["fanova"] is not None for row in rows),
+        "explained": next((row["explained"] for row in rows if not row["conditional"]), None),
         "rows": sorted(rows, key=lambda row: (row["conditional"], -(row["at_epoch"]["value"] or 0.0), row["name"])),
         "axis": Axis.around([0.0, 1.0], num_ticks=2),
     }

@@ -24,9 +24,9 @@
     const { x, y } = placed(chart);
     let found = null;
     for (const curve of curves) {
-      for (const [epoch, value, stage] of curve.points) {
+      for (const [epoch, value] of curve.points) {
         const distance = Math.hypot(x(epoch) - at.x, y(value) - at.y);
-        if (found === null || distance < found.distance) found = { curve, epoch, value, stage, distance, x: x(epoch), y: y(value) };
+        if (found === null || distance < found.distance) found = { curve, epoch, value, stage: epoch <= curve.pretrained ? "pretrain" : curve.then, distance, x: x(epoch), y: y(value) };
       }
     }
     return found;

@@ -1,0 +1,36 @@
+"""The search itself in figures: how it went on, where it looked, what was stopped, what it cost, when trials ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reports.choices import Unknown, compare
+from reports.cost import cost
+from reports.failures import failures
+from reports.folder import Study
+from reports.history import history
+from reports.rungs import scheduling
+from reports.space import searched
+from reports.timeline import timeline
+
+
+def searching(study: Study, importance: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of these sections, each under its own key of metrics.json.
+
+    Args:
+        study: a study's folder, read.
+        importance: as metrics.json has it.
+    """
+    try:
+        space = searched(study, compare(study), importance)
+    except Unknown as error:
+        space = {"reason": str(error)}
+    return {
+        "history": history(study),
+        "space": space,
+        "scheduling": scheduling(study),
+        "failures": failures(study),
+        "cost": cost(study),
+        "timeline": timeline(study),
+    }
