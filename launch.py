@@ -230,6 +230,7 @@ def typed_again() -> str:
 
 def search(launch: Launch, console: Console) -> int:
     """Search, evaluate the best trial once on the test fold, and write the report."""
+    from trainables.data_check import check_data, warnings_of
     from trainables.stored import stored_study
     from trainables.study import StudyFolder
 
@@ -246,7 +247,10 @@ def search(launch: Launch, console: Console) -> int:
         states.push(study.encoder)
         store = open_store(launch, console)
         ledger, recordings = open_books(launch, space, study, store, states)
+        states.push(study.code)
         describe_recordings(launch, recordings, console)
+        for warning in warnings_of(check_data(study, launch.run, recordings)):
+            console.print(f"warning: {warning}", markup=False)
         if ledger.num_ended < ledger.num_trials and not ledger.used_up:
             terminated = run_search(launch, ledger, store, console)
             unfinished = ledger.num_ended < ledger.num_trials and not ledger.used_up  # Tune takes Ctrl-C and ends
@@ -348,6 +352,7 @@ def open_books(
     from search_spaces.distributions import run_with
     from search_spaces.ledger import Ledger, TrialRecord
     from search_spaces.schedulers import make_policy
+    from trainables.changes import code_changes, keep_changes
     from trainables.checkpoint import description_of
     from trainables.provenance import git_revision, hardware, versions
     from trainables.recordings import open_recordings
@@ -379,6 +384,7 @@ def open_books(
         "study_resumed" if begun else "study_started",
         store=store.hash,
         git_revision=git_revision(),
+        changes=keep_changes(study, code_changes()),
         versions=versions(),
         hardware=hardware(),
     )

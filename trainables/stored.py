@@ -2,7 +2,7 @@
 
 In the store:
 
-    study.yaml, trials.parquet, report/, encoder/   as in the folder
+    study.yaml, trials.parquet, report/, encoder/, code/   as in the folder
     batches/                                        both books (trainables.batches); the truth for all else
     models/<trial>/                                 the kept checkpoints, by trial instead of by rank
     running/<trial>/                                states of trials under way, written by the trials themselves
@@ -205,7 +205,7 @@ class Stored:
         for name in names:
             path = self.study.path / name
             stale = reports_are_stale and (name.startswith("report/") or name == self.study.trials.name)
-            lacking = name.startswith(("report/", "encoder/", self.study.trials.name)) and not path.exists()
+            lacking = name.startswith(("report/", "encoder/", "code/", self.study.trials.name)) and not path.exists()
             if name == self.study.configuration.name or stale or lacking:
                 self.remote.download(name, path)
                 self._written[name] = _stamp(path)
