@@ -101,9 +101,9 @@ def check_parts(store: Store, split: Split) -> dict[str, Any]:
     Returns:
         records and patients: part -> how many; patients_in_two_parts and signals_in_two_parts: "train+valid",
         "train+test" and "valid+test" -> how many patients, or how many records of the second part have the samples of
-        one in the first; examples: up to MAX_EXAMPLES pairs of such records, by their ids; repeated_signals: part -> how
-        many of its records repeat an earlier one of it; patients_known: whether any patient has two records, else the
-        source may have none.
+        one in the first; examples: up to MAX_EXAMPLES pairs of such records, by their ids; repeated_signals: part ->
+        how many of its records repeat an earlier one of it; patients_known: whether any patient has two records; where
+        none has, the source may not tell patients apart.
 
     Raises:
         OSError: if the signals cannot be read.

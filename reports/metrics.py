@@ -10,8 +10,9 @@ import numpy as np
 
 from reports.choices import Comparison, Unknown, compare, tables
 from reports.discrimination import Floats, auroc, average_precision
-from reports.folder import PREDICTIONS, Predictions, Study, at_path
+from reports.folder import Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.provenance import provenance
 
 SPLITS = ("test", "valid")
 
@@ -42,9 +43,6 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         study: a study's folder, read.
         num_resamples: bootstrap resamples of each interval.
         seed: of the resamples.
-
-    Raises:
-        ValueError: if two models were evaluated on different records or labels.
     """
     scored = {
         model: _scored_splits(predictions, num_resamples=num_resamples, seed=seed)
@@ -54,13 +52,15 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
     blocks = {"best": _blocks(best), "baselines": {model: _blocks(splits) for model, splits in baselines.items()}}
     content = blocks | {
         "differences": {
-            model: {split: _differences(best[split], splits[split], model) for split in SPLITS if split in splits}
+            model: {split: _differences(best[split], splits[split]) for split in SPLITS if split in splits}
             for model, splits in baselines.items()
             if best
         },
         **_openings(study),
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
+        "provenance": provenance(study),
+        "problems": list(study.problems),
     }
     return content | {"intervals_excluding_value": _excluding(content)} | _choices(study, seed=seed)
 
@@ -121,9 +121,8 @@ def _class_figure(scored: Scored, metric: str, index: int) -> dict[str, Any]:
     }
 
 
-def _differences(best: Scored, other: Scored, model: str) -> dict[str, Any]:
+def _differences(best: Scored, other: Scored) -> dict[str, Any]:
     """Best less other, both in the same resamples."""
-    _refuse_other_records(best.predictions, other.predictions, model)
     if best.resamples is None or other.resamples is None:
         return {}
     return {
@@ -132,21 +131,6 @@ def _differences(best: Scored, other: Scored, model: str) -> dict[str, Any]:
         )
         for metric in METRICS
     }
-
-
-def _refuse_other_records(best: Predictions, other: Predictions, model: str) -> None:
-    files = f"{PREDICTIONS['best']} and {PREDICTIONS[model]}"
-    alone = set(best.record_ids) ^ set(other.record_ids)
-    if alone:
-        raise ValueError(
-            f"{files} must hold the same records, {len(alone)} are in one only (e.g. {min(alone)}): evaluate both again"
-        )
-    if best.classes != other.classes:
-        raise ValueError(
-            f"{files} must hold the same classes, got {', '.join(best.classes)} and {', '.join(other.classes)}"
-        )
-    if not np.array_equal(best.patient_ids, other.patient_ids) or not np.array_equal(best.targets, other.targets):
-        raise ValueError(f"{files} must give each record the same patient and labels: evaluate both again")
 
 
 def _openings(study: Study) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def build(study_dir: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
         report/index.html in the study's folder; metrics.json lies beside it.
 
     Raises:
-        ValueError: if the folder is no study's, or a file in it is damaged or does not fit the others.
+        ValueError: if the folder is no study's; what is damaged in one is left out, and the page says so.
         OSError: if the report cannot be written.
     """
     study = read_study(study_dir)
@@ -35,13 +35,13 @@ def build(study_dir: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
     page = render(study, metrics)
     folder = study_dir / "report"
     folder.mkdir(exist_ok=True)
-    _replace(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    _replace(folder / "index.html", page)
+    put(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    put(folder / "index.html", page)
     return folder / "index.html"
 
 
-def _replace(path: Path, text: str) -> None:
-    """Put `text` at `path` whole or not at all: a browser may be reading it."""
+def put(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all: a browser may be reading it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

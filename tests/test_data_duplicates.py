@@ -41,7 +41,9 @@ def split_of(train, valid, test):
 def test_the_digest_of_a_signal_is_that_of_its_samples(copied):
     store = Store.open(copied)
     found = signal_digests(store)
-    expected = [hashlib.blake2b(store.record(row).tobytes(), digest_size=16).digest() for row in range(len(store.index))]
+    expected = [
+        hashlib.blake2b(store.record(row).tobytes(), digest_size=16).digest() for row in range(len(store.index))
+    ]
     assert [bytes(one) for one in found] == expected
 
 

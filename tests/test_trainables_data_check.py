@@ -51,7 +51,9 @@ def test_duplicated_signals_and_unknown_patients_are_told_and_the_search_goes_on
     pairs = {"patients_in_two_parts": {"train+test": 0}, "signals_in_two_parts": {"train+test": 3}}
     found = {**pairs, "examples": [["r1", "r7"]], "patients_known": False, "pretraining": {"test_patients": 4}}
     copies, patients, seen = warnings_of(found)
-    assert "3 recordings have the samples of a recording in another part (3 in train+test; the first: r1 and r7)" in copies
+    assert (
+        "3 recordings have the samples of a recording in another part (3 in train+test; the first: r1 and r7)" in copies
+    )
     assert "a patient of its own" in patients
     assert "pre-trained on 4 of the patients" in seen
 
@@ -69,7 +71,9 @@ def test_a_checkpoint_of_the_same_split_has_seen_no_test_patient(tiny_run, tiny_
 
 def test_a_checkpoint_of_other_folds_has_seen_test_patients(tiny_run, tiny_recordings, tmp_path):
     data = tiny_run.data
-    turned = data.model_copy(update={"train_folds": [*data.train_folds[1:], *data.test_folds], "test_folds": [data.train_folds[0]]})
+    turned = data.model_copy(
+        update={"train_folds": [*data.train_folds[1:], *data.test_folds], "test_folds": [data.train_folds[0]]}
+    )
     description = description_of(tiny_run.model_copy(update={"data": turned}), tiny_recordings, BEST, "val/auroc")
     first = checkpoint(tmp_path / "first", description)
     found = pretraining_of(starting_from(tiny_run, first), tiny_recordings)
@@ -105,5 +109,3 @@ def test_imported_weights_say_what_they_declare_and_no_more(tiny_run, tiny_recor
     found = pretraining_of(starting_from(tiny_run, checkpoint(tmp_path / "c", described | imported)), tiny_recordings)
     assert (found["kind"], found["test_patients"]) == ("imported", None)
     assert found["steps"][0]["data"] == "Chapman, Ningbo"
-
-

@@ -25,7 +25,7 @@ MAX_BYTES = 1 << 20
 MAX_FILES = 200
 """Whose numbers of lines an event holds."""
 LEFT_BEHIND = "changes.json"
-"""Beside this file where the code has left its repository, as in a job on a cluster: what code_changes() found there."""
+"""Beside this file where the code has left its repository, as in a cluster's job: what code_changes() found there."""
 LEFT_OUT = "[left out: it looks like a secret]"
 DIFF = (
     *("-c", "core.quotePath=true", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),

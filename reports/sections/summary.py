@@ -95,7 +95,7 @@ def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
             f"Trial {study.best['trial']} has become the best since trial {study.outdated} was evaluated on the test"
             " fold, whose figures are not shown for it: the line that searched, typed again, evaluates it."
         )
-    elif "test" not in metrics["best"]:
+    elif "test" not in metrics["best"] and "best" not in study.refused:
         found.append("The best trial has not been evaluated on the test fold: there is no figure to quote yet.")
     # the best trial may be the default configuration: two files by one model
     num_models = len({of.made_by.get("digest", name) for name, of in study.predictions.items()})
@@ -115,6 +115,8 @@ def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
         found.append(f"Intervals that do not hold their own value, for want of positives: {listed(paths)}.")
     if study.num_unreadable_events:
         found.append(f"{counted(study.num_unreadable_events, 'line')} of events.jsonl could not be read.")
+    found += [f"Left out of this report: {problem}." for problem in study.problems]
+    found += metrics["provenance"]["cautions"]
     if study.best_trial and study.best_trial.number == 0:
         found.append("No trial did better on validation than the default configuration: the search gained nothing.")
     return found
