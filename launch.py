@@ -480,6 +480,7 @@ def seen_by_nodes(launch: Launch) -> dict[str, Any]:
 def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:
     """Evaluate and report what there is, and say where the report is."""
     from reports.evaluate import evaluate_study, probe_untrained
+    from reports.index import refresh
     from reports.report import build
     from trainables.workers import Workers
 
@@ -500,6 +501,7 @@ def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, con
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
     page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    refresh(study.path.parent)
     console.print(f"best: trial {ledger.best.number}, {launch.search.metric} {ledger.best.value:.4f}", markup=False)
     console.print(f"test fold opened {opened} times now", markup=False)
     console.print(f"report: {page}", markup=False)
@@ -774,8 +776,10 @@ def report(launch: Launch, console: Console) -> int:
 
     try:
         page = build(Path(launch.study_dir), num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
-    except ValueError as error:  # damaged or unequal predictions: its message is for the user
+    except ValueError as error:  # no folder of a study: its message is for the user
         return complain(" ".join(str(error).split()))
+    for problem in json.loads((page.parent / "metrics.json").read_bytes())["problems"]:
+        console.print(f"left out: {problem}", markup=False)
     console.print(f"report: {page}", markup=False)
     return 0
 

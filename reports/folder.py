@@ -182,8 +182,12 @@ class Study:
         return [event for event in self.events if event.get("event") == name]
 
 
-def read_study(study_dir: Path) -> Study:
+def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
     """Read a study's folder as far as it can be read; what cannot be is left out and named in `problems`.
+
+    Args:
+        study_dir: the folder.
+        with_predictions: whether the models' predictions are wanted, which are most of what is to be read.
 
     Raises:
         ValueError: if it is not one, or its configuration is damaged.
@@ -203,7 +207,7 @@ def read_study(study_dir: Path) -> Study:
 
     events, num_unreadable = _read_events(study_dir / "events.jsonl")
     best = json_of("checkpoints", "best_1", "checkpoint.json")
-    predictions, outdated = _read_models(study_dir, config, best, part)
+    predictions, outdated = _read_models(study_dir, config, best, part) if with_predictions else ({}, None)
     refused = frozenset(model for model, found in predictions.items() if found is None)
     shown = {model: found for model, found in predictions.items() if found is not None}
     for model, reason in _not_comparable(shown).items():

@@ -236,3 +236,8 @@ def _json(interval: Interval) -> dict[str, Any]:
 def figures_of_split(predictions: Predictions, split: str, *, num_resamples: int, seed: int) -> dict[str, Any]:
     """One model's figures on one split, as in the blocks of `figures`."""
     return _block(_score(predictions.of_split(split), num_resamples=num_resamples, seed=seed))
+
+
+def summary_of(study: Study) -> dict[str, Any]:
+    """What the search did and how often the test fold was opened, as in `figures`; nothing is resampled."""
+    return _search(study) | _openings(study)
