@@ -98,7 +98,10 @@ class Predictions:
 
     def of_split(self, split: str) -> Predictions:
         """The records of one split; there may be none."""
-        rows = self.splits == split
+        return self.of_rows(self.splits == split)
+
+    def of_rows(self, rows: NDArray[np.bool_]) -> Predictions:
+        """Some of the records."""
         return replace(
             self,
             record_ids=self.record_ids[rows],
