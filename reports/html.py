@@ -28,6 +28,7 @@ SECTIONS = (
     "operation",
     "reproduce",
     "provenance",
+    "citation",
     "methods",
 )
 """In the order of the page."""

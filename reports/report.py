@@ -1,7 +1,7 @@
-"""The report of a study: metrics.json and index.html, made from what its folder holds.
+"""The report of a study: metrics.json, index.html and the model's card, made from what its folder holds.
 
 Nothing is evaluated here and no fold is opened, so a report can be made again at any time, on any machine, from a copy
-of the folder; the same folder gives the same two files, byte for byte.
+of the folder; the same folder gives the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from reports.folder import read_study
 from reports.html import render
 from reports.metrics import figures
+from reports.model_card import NAME, model_card
 
 
 def build(study_dir: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
@@ -24,7 +25,8 @@ def build(study_dir: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
         seed: of the resamples.
 
     Returns:
-        report/index.html in the study's folder; metrics.json lies beside it.
+        report/index.html in the study's folder; metrics.json and model_card.md lie beside it, and the card once more
+        beside the best checkpoint.
 
     Raises:
         ValueError: if the folder is no study's; what is damaged in one is left out, and the page says so.
@@ -37,6 +39,10 @@ def build(study_dir: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
     put(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     put(folder / "index.html", page)
+    card = model_card(study, metrics)
+    put(folder / "model_card.md", card)
+    if study.best:  # beside its weights, and goes with them when they are copied
+        put(study_dir / "checkpoints" / "best_1" / NAME, card)
     return folder / "index.html"
 
 
