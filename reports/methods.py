@@ -39,7 +39,7 @@ def pretexts_and_encoders(study: Study) -> tuple[list[str], list[str]]:
     searched = study.setting("options.model")  # searched for: the option that `model` holds is one of them
     if isinstance(searched, dict) and searched:
         models = list(searched.values())
-    pairs = [(_pretext(model), _encoder(at_path(model, "encoder"))) for model in models if isinstance(model, dict)]
+    pairs = [names_of(model) for model in models if isinstance(model, dict)]
     options = at_path(study.config, "options", {})
     others = options.get("model.encoder") if isinstance(options, dict) else None
     encoders = [encoder for _, encoder in pairs]
@@ -51,12 +51,22 @@ def pretexts_and_encoders(study: Study) -> tuple[list[str], list[str]]:
 def method_of(study: Study) -> str:
     """The pretext task and the encoder in a few words."""
     pretexts, encoders = pretexts_and_encoders(study)
+    return in_words(pretexts, encoders)
+
+
+def in_words(pretexts: list[str], encoders: list[str]) -> str:
+    """Pretext tasks and encoders in a few words."""
     if not pretexts:
         return UNKNOWN
     said = listed(pretexts) if len(pretexts) < 4 else f"{len(pretexts)} methods"
     if encoders == pretexts:
         return said
     return f"{said} with {listed(encoders) if len(encoders) < 4 else f'{len(encoders)} encoders'}"
+
+
+def names_of(model: dict[str, Any]) -> tuple[str, str]:
+    """The names of one model's pretext task and encoder, from its part of a configuration."""
+    return _pretext(model), _encoder(at_path(model, "encoder"))
 
 
 def _pretext(model: dict[str, Any]) -> str:

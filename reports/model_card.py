@@ -13,7 +13,7 @@ import yaml
 
 from reports.citations import citations_of
 from reports.folder import Study, at_path
-from reports.methods import method_of, pretexts_and_encoders
+from reports.methods import in_words, names_of, pretexts_and_encoders
 from reports.provenance import of_pretraining
 from reports.words import as_yaml, counted, listed
 
@@ -49,8 +49,7 @@ def _title(study: Study) -> str:
 
 def _front_matter(study: Study, metrics: dict[str, Any]) -> str:
     """The metadata that the hub and its tools read; numbers as they are in metrics.json."""
-    pretexts, encoders = pretexts_and_encoders(study)
-    names = dict.fromkeys([*pretexts, *encoders])
+    names = dict.fromkeys([name for names in _methods(study) for name in names])
     data: dict[str, Any] = {
         "library_name": "heartsweep",
         "tags": ["ecg", "electrocardiogram", "time-series-classification", *names],
@@ -59,6 +58,15 @@ def _front_matter(study: Study, metrics: dict[str, Any]) -> str:
     if results := _results(study, metrics):
         data["model-index"] = [{"name": _title(study), "results": results}]
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def _methods(study: Study) -> tuple[list[str], list[str]]:
+    """The pretext task and the encoder of the best trial's model; where nothing tells, those searched among."""
+    model = at_path(study.best, "run.model")
+    if not isinstance(model, dict):
+        return pretexts_and_encoders(study)
+    pretext, encoder = names_of(model)
+    return [pretext], [encoder]
 
 
 def _results(study: Study, metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -85,7 +93,7 @@ def _about(study: Study, metrics: dict[str, Any]) -> str:
         str(at_path(study.best, "contract.label_kind")), "unknown kind of"
     )
     return (
-        f"A classifier of electrocardiograms, method {method_of(study)}: trial {search['best_trial']} of "
+        f"A classifier of electrocardiograms, method {in_words(*_methods(study))}: trial {search['best_trial']} of "
         f"{counted(search['num_trials'], 'trial')}, chosen for its validation {study.metric}. {kind.capitalize()} "
         f"labels “{protocol['labels']}”: {listed(protocol['classes'][:SHOWN_CLASSES]) or 'unknown'}."
     )

@@ -162,7 +162,7 @@ def test_a_study_is_told_to_cite_what_it_used_and_nothing_else(study_dir):
     assert "Wagner et al. 2020: PTB-XL, a large publicly available" in page
 
 
-def test_all_methods_that_were_searched_among_are_cited(study_dir):
+def test_all_methods_that_were_searched_among_are_cited_and_the_card_is_of_the_best_ones(study_dir):
     masked = {name: {"_target_": MASKED, "encoder": {"_target_": target}} for target, name in ENCODERS.items()}
     options = {
         "st_mem": masked["st_mem"],
@@ -171,6 +171,10 @@ def test_all_methods_that_were_searched_among_are_cited(study_dir):
     change_yaml(
         study_dir / "study.yaml", lambda config: config.update(model=options["jepa"], options={"model": options})
     )
+    path = study_dir / "checkpoints" / "best_1" / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run": {"model": options["jepa"]}}))
+    assert "method jepa with vit1d: trial 2" in rebuilt(study_dir)  # the model's own
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run": {}}))
     card = rebuilt(study_dir)
     assert "method jepa and st_mem with vit1d and st_mem" in card
     for key in ("na2024stmem", "assran2023ijepa", "he2022mae", "dosovitskiy2021vit"):
