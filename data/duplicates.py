@@ -80,6 +80,22 @@ def signal_digests(store: Store) -> Digests:
     return np.frombuffer(content, dtype=f"V{DIGEST_BYTES}")
 
 
+def content_digests(store: Store) -> dict[str, str]:
+    """SHA-256 of a store's manifest, and of all its records' digests in the order of the index.
+
+    The manifest holds the digest of the index and says how the signals were made; the second tells their samples, so
+    that two stores with both the same hold the same data.
+
+    Raises:
+        OSError: if the store cannot be read.
+    """
+    manifest = (store.path / "manifest.json").read_bytes()
+    return {
+        "manifest": hashlib.sha256(manifest).hexdigest(),
+        "signals": hashlib.sha256(signal_digests(store).tobytes()).hexdigest(),
+    }
+
+
 def _digests_of_records(store: Store) -> list[bytes]:
     num_leads = len(store.preparation.leads)
     found = []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.duplicates import DIGESTS, check_parts, leaks, signal_digests, split_digests
+from data.duplicates import DIGESTS, check_parts, content_digests, leaks, signal_digests, split_digests
 from data.record import DataError
 from data.splits import Split
 from data.store import Store
@@ -114,6 +114,17 @@ def test_the_digest_of_a_split_depends_on_who_is_in_it_and_not_on_the_order_of_t
     assert split_digests(index, split)["train"] == hashlib.sha256(json.dumps(["a", "b"]).encode()).hexdigest()
     assert split_digests(index, split_of([0], [2], [3]))["all"] != turned["all"]
     assert split_digests(index, split_of([0, 1], [3], [2]))["all"] != turned["all"]
+
+
+def test_one_sample_changes_the_digest_of_the_signals_and_not_that_of_the_manifest(copied):
+    before = content_digests(Store.open(copied))
+    (copied / DIGESTS).unlink()
+    with_signal_of(copied, 40, 3)
+    after = content_digests(Store.open(copied))
+    assert (
+        after["manifest"] == before["manifest"] == hashlib.sha256((copied / "manifest.json").read_bytes()).hexdigest()
+    )
+    assert after["signals"] != before["signals"]
 
 
 def test_a_patient_in_two_parts_is_refused_before_anything_is_trained(tiny_store):

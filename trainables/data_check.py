@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.duplicates import check_parts, leaks, parts_of, split_digests
+from data.duplicates import check_parts, content_digests, leaks, parts_of, split_digests
 from data.record import DataError
 from data.store import Store
 from trainables.checkpoint import read_description
@@ -55,7 +55,7 @@ def check_data(study: StudyFolder, run: Run, recordings: Recordings) -> dict[str
 
 def _checked_parts(recordings: Recordings) -> dict[str, Any]:
     try:
-        found = check_parts(recordings.store, recordings.split)
+        found = check_parts(recordings.store, recordings.split) | {"content": content_digests(recordings.store)}
     except OSError as error:
         raise DataError(f"{recordings.store.path} cannot be read: {error.strerror or error}") from error
     if leaks(found)[0]:

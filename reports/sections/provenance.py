@@ -24,7 +24,11 @@ def provenance(study: Study, found: dict[str, Any]) -> list[tuple[str, str]]:
         if found[key]:
             rows.append((name, ", ".join(f"{part} {value}" for part, value in found[key].items())))
     if found["store"]:
-        rows.append(("Recordings", f"store {found['store']}"))
+        content = found["data"].get("content") or {}
+        whole = (
+            f"; sha256 of its manifest {content['manifest']}, of all samples {content['signals']}" if content else ""
+        )
+        rows.append(("Recordings", f"store {found['store']}{whole}"))
     rows += of_data(found["data"])
     rows.append(("Pre-training", of_pretraining(found["pretraining"])))
     if study.events:
