@@ -104,8 +104,8 @@ def working_directory(config_dir: Path | None) -> Iterator[Path]:
         shutil.copy(root / "launch.py", folder)
         if (revision := git_revision()) is not None:
             Path(folder, "trainables", REVISION).write_text(revision, encoding="utf-8")
-        if (changes := code_changes()) is not None:
-            Path(folder, "trainables", LEFT_BEHIND).write_text(json.dumps(asdict(changes)), encoding="utf-8")
+            if (changes := code_changes()) is not None:
+                Path(folder, "trainables", LEFT_BEHIND).write_text(json.dumps(asdict(changes)), encoding="utf-8")
         if config_dir is not None:
             shutil.copytree(config_dir, Path(folder, OPTIONS), ignore=_both(stays, "__pycache__"))
         yield Path(folder)
