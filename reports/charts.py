@@ -43,6 +43,8 @@ class Axis:
 
     def name(self, tick: float) -> str:
         """A tick's value with the digits that tell ticks apart."""
+        if len(self.ticks) < 2:
+            return f"{tick:.3g}"
         step = self.ticks[1] - self.ticks[0]
         return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 

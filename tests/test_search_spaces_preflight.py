@@ -120,7 +120,7 @@ def test_a_node_that_fails_or_says_nothing_is_named_and_not_waited_for(monkeypat
     assert answers == {nodes[0]: "facts"}
     assert answered.keys() == answers.keys()
     assert failures[nodes[1]] == "its task failed (ModuleNotFoundError: No module named 'data')"
-    assert "has said nothing for 30 s although Ray hears of it" in failures[nodes[2]]
+    assert "has said nothing for 90 s although Ray hears of it" in failures[nodes[2]]
     assert ray.cancelled == ["c"]
 
 
