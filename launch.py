@@ -24,6 +24,7 @@ from trainables.components import ComponentError
 
 if TYPE_CHECKING:
     from data.store import Store
+    from search_spaces.confirmation import Confirmation
     from search_spaces.distributions import Space
     from search_spaces.ledger import Ledger
     from trainables.recordings import Recordings
@@ -199,13 +200,14 @@ def describe_recordings(launch: Launch, recordings: Recordings, console: Console
         )
         if len(chosen) < whole.sum()
     ]
-    console.print(
-        "recordings: "
-        + (f"{len(rows.pretrain)} pre-train, " if launch.task.stages != "finetune" else "")
+    parts = (
+        (f"{len(rows.pretrain)} pre-train, " if launch.task.stages != "finetune" else "")
         + f"{len(rows.train)} train, {len(rows.valid)} validate, {len(rows.test)} test"
-        + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else ""),
-        markup=False,
+        + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else "")
     )
+    if recordings.folds is not None:
+        parts = recordings.folds.described()
+    console.print(f"recordings: {parts}", markup=False)
     in_a_part = [*launch.data.train_folds, *launch.data.valid_folds, *launch.data.test_folds]
     if len(left_out := folds[~folds.isin(in_a_part)]):
         numbers = ", ".join(map(str, sorted(left_out.unique())))
@@ -217,7 +219,8 @@ def describe_recordings(launch: Launch, recordings: Recordings, console: Console
     classes = recordings.labels.classes
     if unscored := sorted(set(range(len(classes))) - set(recordings.valid_classes.tolist())):
         names = ", ".join(classes[k] for k in unscored)
-        console.print(f"note: not in the validation records, so left out of its means: {names}", markup=False)
+        where = "validation records" + (" of one of the folds" if recordings.folds is not None else "")
+        console.print(f"note: not in the {where}, so left out of its means: {names}", markup=False)
 
 
 def typed_again() -> str:
@@ -230,6 +233,7 @@ def typed_again() -> str:
 
 def search(launch: Launch, console: Console) -> int:
     """Search, evaluate the best trial once on the test fold, and write the report."""
+    from search_spaces.tracking import make_tracker
     from trainables.stored import stored_study
     from trainables.study import StudyFolder
 
@@ -246,10 +250,11 @@ def search(launch: Launch, console: Console) -> int:
         states.push(study.encoder)
         store = open_store(launch, console)
         ledger, recordings = open_books(launch, space, study, store, states)
+        confirmation = open_confirmation(launch, ledger)
         describe_recordings(launch, recordings, console)
-        if ledger.num_ended < ledger.num_trials and not ledger.used_up:
-            terminated = run_search(launch, ledger, store, console)
-            unfinished = ledger.num_ended < ledger.num_trials and not ledger.used_up  # Tune takes Ctrl-C and ends
+        if not (ledger.is_over and confirmation.is_over):
+            terminated = run_search(launch, ledger, confirmation, store, console)
+            unfinished = not (ledger.is_over and confirmation.is_over)  # Tune takes Ctrl-C and ends
             if unfinished and not terminated:
                 study.record("study_interrupted")
             if unfinished or terminated:
@@ -257,15 +262,18 @@ def search(launch: Launch, console: Console) -> int:
                     f"stopped; what ran is saved up to its last epoch. To go on:\n  {typed_again()}", markup=False
                 )
                 return INTERRUPTED
-        elif ledger.num_ended >= ledger.num_trials:
-            console.print(
-                f"{study.path}: finished with {ledger.num_ended} trials; type search.num_trials=N with a larger N to "
-                "go further",
-                markup=False,
-            )
-        if ledger.used_up and ledger.num_ended < ledger.num_trials:
+        else:
+            with make_tracker(launch.tracking, study, maximize=launch.search.direction == "maximize"):
+                pass  # it was down, or is switched on now
+            if ledger.num_ended >= ledger.num_trials:
+                console.print(
+                    f"{study.path}: finished with {ledger.num_ended} trials; type search.num_trials=N with a larger N "
+                    "to go further",
+                    markup=False,
+                )
+        if ledger.used_up and (ledger.num_ended < ledger.num_trials or confirmation.num_left):
             console.print(f"{ledger.used_up}: type a larger value to go on", markup=False)
-        return finish(launch, ledger, study, store, console)
+        return finish(launch, ledger, confirmation, study, store, console)
 
 
 def submit(launch: Launch, arguments: Sequence[str], config_dir: Path | None, console: Console) -> int:
@@ -395,8 +403,15 @@ def open_books(
     return ledger, recordings
 
 
-def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -> bool:
-    """Run trials on Ray, with a live table in a terminal and Ray's own noise in a file.
+def open_confirmation(launch: Launch, ledger: Ledger) -> Confirmation:
+    """The books of the best trials' further trainings; there may be none."""
+    from search_spaces.confirmation import Confirmation
+
+    return Confirmation(ledger, seed=launch.seed, max_failures=launch.cluster.max_failures)
+
+
+def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store: Store, console: Console) -> bool:
+    """Run trials on Ray, then confirm the best, with a live table in a terminal and Ray's own noise in a file.
 
     Returns:
         whether it ended because of SIGTERM, which is then in the study's events.
@@ -415,24 +430,27 @@ def run_search(launch: Launch, ledger: Ledger, store: Store, console: Console) -
         ready_cluster(launch, ledger.folder, store.path, terminal, **seen_by_nodes(launch)),
         ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
         configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
-        make_tracker(launch.tracking, ledger.folder) as track,
-        Display(terminal, ledger, launch.task.num_epochs) as display,
+        make_tracker(launch.tracking, ledger.folder, maximize=launch.search.direction == "maximize") as track,
     ):
+        for books in (ledger, confirmation):
+            if books.is_over or to_end():
+                continue
+            with Display(terminal, books, launch.task.num_epochs) as display:
 
-        def show_change() -> None:
-            display()
-            track()
+                def show_change(display: Display = display) -> None:
+                    display()
+                    track()
 
-        run_trials(
-            ledger,
-            launch.cluster,
-            store=store.path,
-            metric=launch.search.metric,
-            maximize=launch.search.direction == "maximize",
-            on_change=show_change,
-            scheduler=launch.scheduler,
-            to_end=to_end,
-        )
+                run_trials(
+                    books,
+                    launch.cluster,
+                    store=store.path,
+                    metric=launch.search.metric,
+                    maximize=launch.search.direction == "maximize",
+                    on_change=show_change,
+                    scheduler=launch.scheduler,
+                    to_end=to_end,
+                )
     return to_end()
 
 
@@ -451,7 +469,9 @@ def seen_by_nodes(launch: Launch) -> dict[str, Any]:
     return {"shared": False, "probes": {"storage": functools.partial(try_from_here, launch.storage)}}
 
 
-def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, console: Console) -> int:
+def finish(
+    launch: Launch, ledger: Ledger, confirmation: Confirmation, study: StudyFolder, store: Store, console: Console
+) -> int:
     """Evaluate and report what there is, and say where the report is."""
     from reports.evaluate import evaluate_study, probe_untrained
     from reports.report import build
@@ -468,16 +488,38 @@ def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, con
             console.print(f"To go on:\n  {typed_again()}", markup=False)
         return 1
     workers = Workers.of_this_process(num_gpus=gpus_here(launch))
+    if launch.search.confirm.top_k and (confirmation.num_left or ledger.num_ended < ledger.num_trials):
+        page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+        console.print(
+            "the choice is not made, so the test fold stays closed: type a larger budget to go on with "
+            "search.confirm, or search.confirm.top_k=0 to evaluate the search's best trial\n"
+            f"report: {page}",
+            markup=False,
+        )
+        return 0
+    confirmation.choose()
     opened = evaluate_study(study, store.path, workers)
     probe_untrained(study, store.path, lambda number: ledger.make_run(ledger.trials[number].params), workers)
     finished_with = [event["trials"] for event in study.read_events() if event["event"] == "study_finished"]
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
     page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
-    console.print(f"best: trial {ledger.best.number}, {launch.search.metric} {ledger.best.value:.4f}", markup=False)
+    console.print(f"best: {said_of_best(ledger, confirmation)}", markup=False)
     console.print(f"test fold opened {opened} times now", markup=False)
     console.print(f"report: {page}", markup=False)
     return 0
+
+
+def said_of_best(ledger: Ledger, confirmation: Confirmation) -> str:
+    """Which model is delivered, and by what it was chosen."""
+    metric, chosen, best = ledger.search.metric, confirmation.chosen, ledger.best
+    if chosen is not None:
+        of_seeds = f"of {chosen['seeds']} seeds (search: {chosen['estimate']:.4f})"
+        return (
+            f"trial {chosen['trial']}, seed {chosen['index']}, confirmed: mean {metric} {chosen['mean']:.4f} {of_seeds}"
+        )
+    assert best is not None
+    return f"trial {best.number}, {metric} {best.value:.4f}"
 
 
 # -------- the other commands
@@ -500,7 +542,8 @@ def train(launch: Launch, console: Console) -> int:
     if study.encoder.exists():
         launch = with_own_encoder(launch, study)
     run, recorded = recorded_trial(launch, study, number)
-    folder = study.path / "again" / f"trial_{number:04d}"
+    of_seed = "" if launch.trial_seed is None else f"_seed_{launch.trial_seed}"
+    folder = study.path / "again" / f"trial_{number:04d}{of_seed}"
     if (folder / "checkpoint").exists():  # finished before: again means computed again
         shutil.rmtree(folder)
     code, history = train_once(launch, run, folder, number, console)
@@ -533,8 +576,17 @@ def recorded_trial(launch: Launch, study: StudyFolder, number: int) -> tuple[Run
             f"trial {number} went on from other trials' weights (scheduler=pbt): it cannot be trained again alone; "
             "its checkpoint.json lists the exploits"
         )
-    recorded = {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
-    return run_with(launch, started[0]["params"]), recorded
+    run = run_with(launch, started[0]["params"])
+    if launch.trial_seed is None:
+        return run, {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
+    from search_spaces.confirmation import under_seed
+
+    events = [event for event in events if event.get("index") == launch.trial_seed]
+    begun = [event for event in events if event["event"] == "confirmation_started"]
+    if not begun:
+        raise StudyError(f"{study.path} has not confirmed trial {number} with a seed {launch.trial_seed}")
+    recorded = {event["epoch"]: event["metrics"] for event in events if event["event"] == "confirmation_epoch"}
+    return under_seed(run, begun[0]["seed"]), recorded
 
 
 def train_once(
@@ -616,13 +668,15 @@ def evaluate(launch: Launch, console: Console) -> int:
     from reports.folder import read_predictions
     from reports.metrics import figures_of_split
     from trainables.checkpoint import load, weights_digest
+    from trainables.ensemble import MEMBERS, digest_of, is_ensemble, load_ensemble
     from trainables.files import write_atomically
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
 
     assert launch.checkpoint is not None
     folder = Path(launch.checkpoint)
-    checkpoint = load(folder)
+    of_many = is_ensemble(folder)
+    checkpoint = load_ensemble(folder) if of_many else load(folder)
     store = open_store(launch, console)
     labels = checkpoint.labels_in(store, launch.task.labels)
     split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
@@ -630,7 +684,8 @@ def evaluate(launch: Launch, console: Console) -> int:
     predictions = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, workers)
     name = f"{launch.data.name}_{launch.evaluate.fold}"
     saved = folder / "evaluations" / f"{name}.parquet"
-    made_by = {"trial": checkpoint.description.get("trial"), "digest": weights_digest(folder)}
+    digest = digest_of(checkpoint.description[MEMBERS]) if of_many else weights_digest(folder)
+    made_by = {"trial": checkpoint.description.get("trial"), "digest": digest}
     write_predictions(saved, predictions, made_by)
     found = figures_of_split(
         read_predictions(saved, launch.data.test_folds),
@@ -674,9 +729,10 @@ def show(launch: Launch, console: Console) -> int:
         console.print("estimate: none before the recordings can be read (data.root)", markup=False)
         return 0
     console.print(
-        f"estimate, if no trial were stopped early: {cost.num_records} training records, "
-        f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {cost.num_trials} "
-        f"trials {cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
+        f"estimate, if no trial were stopped early: {cost.num_records} training records"
+        f"{f' for each of {launch.task.folds} folds' if launch.task.folds > 1 else ''}, "
+        f"{duration(cost.trial_seconds)} a trial, {duration(cost.search_seconds)} for {cost.runs} "
+        f"{cost.at_a_time} at a time, {cost.device_hours:.2f} device-hours (timed on this machine)",
         markup=False,
     )
     return 0

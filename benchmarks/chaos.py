@@ -455,9 +455,12 @@ def run(cluster: Machines, folder: Path, faults: Sequence[str], *typed: str, num
     search = Search(folder, cluster, f"search.num_trials={num_trials}", *typed)
     chaos = Chaos(cluster, search, seed)
     search.start()
-    for fault in faults:
-        chaos.inject(fault)
-    search.wait(1200)
+    try:
+        for fault in faults:
+            chaos.inject(fault)
+        search.wait(1200)
+    finally:
+        search.kill()  # where a fault was not survived
     lost, doubled = lost_and_doubled(search.study, num_trials)
     return Outcome(chaos.injected, lost, doubled, [*leaks(search.study), *cluster.placement_groups()])
 
@@ -467,7 +470,7 @@ TWO_WORKERS = (*ONE_WORKER, "cluster.workers_per_trial=2")
 WHOLE = {
     "drivers": (["driver"] * 10, ONE_WORKER, 12),
     "machines": ([*["raylet"] * 7, *["worker"] * 3, *["drain"] * 2], ONE_WORKER, 24),
-    "gangs": ([*["raylet"] * 3, *["worker"] * 3, "drain", *["trial"] * 2], TWO_WORKERS, 6),
+    "gangs": ([*["raylet"] * 3, *["worker"] * 3, "drain", *["trial"] * 2], TWO_WORKERS, 12),
     "head": (["head"], ONE_WORKER, 4),
 }
 SHORT = {

@@ -72,6 +72,8 @@ class IndexCsv:
         device_column: any text.
         site_column: any text.
         report_column: the text of the clinical report.
+        quality_column: names of flags on the signal, apart by commas or semicolons; an empty cell says that there are
+            none.
         leads: what the rows of the arrays are.
         unit: mV, uV or V.
     """
@@ -96,6 +98,7 @@ class IndexCsv:
     device_column: str | None = None
     site_column: str | None = None
     report_column: str | None = None
+    quality_column: str | None = None
     leads: Sequence[str] = LEADS
     unit: str = "mV"
 
@@ -165,6 +168,8 @@ class IndexCsv:
     def fingerprint(self) -> str:
         """Digest of the keys, the tables, and the sizes of the files that they name."""
         keys = {name: value for name, value in asdict(self).items() if name not in ("root", "index_dir", "ecg_dir")}
+        if self.quality_column is None:  # stores that were built before there was such a key are the same ones
+            del keys["quality_column"]
         digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=list).encode())
         for path, _ in self._tables():
             digest.update(hashlib.sha256(_content(path)).digest())
@@ -257,6 +262,7 @@ class IndexCsv:
                 "site": cells.optional("site_column", self.site_column),
                 "path": files,
                 "report": cells.optional("report_column", self.report_column),
+                "quality": cells.flags("quality_column", self.quality_column),
                 "rate_hz": rates,
             }
         )
@@ -279,6 +285,13 @@ class _Cells:
                 f"{one_of(map(str, self.cells.columns), name)}"
             )
         return [None if pd.isna(text) else str(text).strip() for text in self.cells[name]]
+
+    def flags(self, key: str, name: str | None) -> list[list[str] | None]:
+        """A column of names that commas or semicolons part; None where no column is named."""
+        if name is None:
+            return [None] * len(self.cells)
+        texts = [(text or "").replace(";", ",").split(",") for text in self.optional(key, name)]
+        return [[flag.strip() for flag in parts if flag.strip()] for parts in texts]
 
     def texts(self, key: str, name: str) -> list[str]:
         """A column without empty cells."""

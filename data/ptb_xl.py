@@ -31,7 +31,16 @@ SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
 """In the order of the data's paper, table 5."""
 
 _COLUMNS = ["ecg_id", "patient_id", "age", "sex", "site", "device", "scp_codes", "strat_fold"]
-_OPTIONAL_COLUMNS = ["report"]
+QUALITY_COLUMNS = (
+    "static_noise",
+    "burst_noise",
+    "baseline_drift",
+    "electrodes_problems",
+    "extra_beats",
+    "pacemaker",
+)
+"""Columns of free text, mostly the leads concerned, on the signal: any text in one is a flag of its name."""
+_OPTIONAL_COLUMNS = ["report", *QUALITY_COLUMNS]
 _SEXES = {0: "male", 1: "female"}
 
 
@@ -74,6 +83,7 @@ class PTBXL:
                 "site": _whole_number_text(database["site"]),
                 "path": database[filename],
                 "report": _reports(database),
+                "quality": _quality(database),
             }
         ).reset_index(drop=True)
 
@@ -345,6 +355,19 @@ def _reports(database: pd.DataFrame) -> list[str | None]:
     if "report" not in database.columns:
         return [None] * len(database)
     return [None if pd.isna(text) else str(text) for text in database["report"]]
+
+
+def _quality(database: pd.DataFrame) -> list[list[str] | None]:
+    """Names of the columns on quality in which anything is written; None where the table has none of them."""
+    flagged = {
+        name: database[name].notna() & (database[name].astype(str).str.strip() != "")
+        for name in QUALITY_COLUMNS
+        if name in database.columns
+    }
+    if not flagged:
+        return [None] * len(database)
+    rows = zip(*flagged.values(), strict=True)
+    return [[name for name, here in zip(flagged, row, strict=True) if here] for row in rows]
 
 
 def _whole_number_text(column: pd.Series) -> list[str | None]:

@@ -21,8 +21,8 @@ LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V
 """The twelve standard leads in the order in which every store keeps them."""
 
 TABLE_COLUMNS = ("record_id", "patient_id", "fold", "codes", "age", "sex", "device", "site", "path")
-"""What every reader's table holds. Of further columns `report` reaches the store; the others are the reader's own and
-reach only its `read`."""
+"""What every reader's table holds. Of further columns `report` and `quality` reach the store; the others are the
+reader's own and reach only its `read`."""
 
 MV_OF_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}
 """How many mV a unit is, by its casefolded name; micro is written in three ways."""
@@ -86,7 +86,8 @@ class Reader(Protocol):
 
         Columns: record_id (str, unique), patient_id (str), fold (int), codes (list of str), age (years, NaN where
         unknown), sex ("male", "female" or None), device, site (str or None), path (str, for people to find the file).
-        Optional: report (str, the text of the clinical report; None or blank where a recording has none).
+        Optional: report (str, the text of the clinical report; None or blank where a recording has none), quality
+        (list of str, what was flagged about the signal; empty where nothing was, None where nobody looked).
 
         Raises:
             DataError: if the source is not there or its tables cannot be used.

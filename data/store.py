@@ -40,7 +40,8 @@ from data.folders import build_folder, synced
 from data.labels import LabelProtocol, Labels, read_labels
 from data.record import TABLE_COLUMNS, DataError, Reader, Record, RecordError, lead_name, one_of
 
-FORMAT_VERSION = 2  # 2: reports
+FORMAT_VERSION = 2
+"""2: reports. A column that may be null (quality) needs no new number: the stores without it are read as unknown."""
 MV_PER_UNIT = 0.001
 """1 uV, the unit in which PTB-XL is published: its records are kept to the bit where nothing is filtered."""
 
@@ -65,6 +66,7 @@ _INDEX_SCHEMA = pa.schema(
         ("site", pa.string()),
         ("path", pa.string()),
         ("report", pa.large_string()),  # large: see _read_index
+        ("quality", pa.list_(pa.string())),
         ("offset", pa.int64()),
         ("num_samples", pa.int64()),
         ("flat_leads", pa.string()),
@@ -196,7 +198,8 @@ class Store:
         hash: hexadecimal digest of source, preparation and label protocols.
         preparation: what was done to every record.
         index: one row a record: record_id, patient_id, fold, codes, age, sex, device, site, path, report (null for
-            none), offset (first sample's position in `signals`), num_samples (T), flat_leads (names joined by commas,
+            none), quality (names of flags; null where it is not known, as in a store that was built before flags were
+            kept), offset (first sample's position in `signals`), num_samples (T), flat_leads (names joined by commas,
             "" for none).
         signals: (sum of C * T,) int16 memory map of all records.
         mv_per_unit: what one unit of `signals` is, in mV.
@@ -249,6 +252,10 @@ class Store:
         """
         return list(pa.array(self.index["report"].iloc[rows]).to_pylist())
 
+    def quality(self, rows: Sequence[int] | NDArray[np.int64]) -> list[list[str] | None]:
+        """What was flagged about the signal in some rows of the index, None where nobody looked."""
+        return list(pa.array(self.index["quality"].iloc[rows]).to_pylist())
+
     @property
     def protocols(self) -> Mapping[str, LabelProtocol]:
         """The label protocols of the source, by name."""
@@ -292,6 +299,8 @@ def _read_index(path: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
     pool = pa.system_memory_pool()
     fragment = pa_dataset.ParquetFileFormat().make_fragment(pa.py_buffer(content))
     table = fragment.to_table(use_threads=False, memory_pool=pool)
+    if "quality" not in table.column_names:  # built before flags were kept, which is no reason to build it again
+        table = table.append_column(_INDEX_SCHEMA.field("quality"), pa.nulls(len(table), pa.list_(pa.string())))
     few_values = ["sex", "device", "site", "flat_leads"]
     # Lists stay arrow lists: as Python lists they would take ten times the memory of the whole rest. So do the reports,
     # told from short texts by their type: all but two of PTB-XL's records have one, of a hundred characters.
@@ -509,7 +518,8 @@ class _Build:
     def _write_tables(self) -> None:
         rows, offsets, lengths, flat_leads = zip(*self.kept, strict=True)
         kept = self.table.iloc[list(rows)]
-        index = kept.assign(report=_reports(kept), offset=offsets, num_samples=lengths, flat_leads=flat_leads)
+        optional = {"report": _reports(kept), "quality": _quality(kept)}
+        index = kept.assign(**optional, offset=offsets, num_samples=lengths, flat_leads=flat_leads)
         with synced(self.folder / "index.parquet") as file:
             pq.write_table(pa.Table.from_pandas(index, schema=_INDEX_SCHEMA, preserve_index=False), file)
         counts = {
@@ -545,6 +555,13 @@ def _reports(table: pd.DataFrame) -> list[str | None]:
     if "report" not in table.columns:
         return [None] * len(table)
     return [None if pd.isna(text) else text.strip() or None for text in table["report"]]
+
+
+def _quality(table: pd.DataFrame) -> list[list[str] | None]:
+    """The flags of every row; None where the reader gives none, which is not the same as an empty list."""
+    if "quality" not in table.columns:
+        return [None] * len(table)
+    return [None if flags is None else list(flags) for flags in table["quality"]]
 
 
 def _chunks(table: pd.DataFrame) -> Iterator[list[dict[str, Any]]]:

@@ -28,10 +28,15 @@ from data.labels import LabelProtocol
 from data.ptb_xl import DATABASE, FILENAME_COLUMN, PTBXL, RECORDS_FOLDER, STATEMENTS, protocols_of
 from data.record import LEADS, DataError, Record
 
-GENERATOR_VERSION = 2  # 2: reports as PTB-XL has them; the signals of 1
+GENERATOR_VERSION = 3  # 2: reports as PTB-XL has them; 3: quality columns as well; the signals of 1
 DURATION_S = 10.0
 NUM_FOLDS = 10
 UNITS_PER_MV = 1000
+DRIFT_MV = 0.6
+"""Of a lead's mean over a second, from its least to its largest: more is written down as baseline drift."""
+NOISE_MV = 0.028
+"""Standard deviation of what changes from one sample to the next, in the band of a record at 100 Hz: more is written
+down as static noise."""
 
 Vector = NDArray[np.float64]
 
@@ -206,6 +211,7 @@ class Synthetic:
                 record_id = len(rows) + 1
                 codes, row, leads_mv = _draw_record(person, self.source_rate_hz, rng)
                 row["report"] = _draw_report(codes, np.random.default_rng([self.seed, 2, record_id]))
+                row |= _quality(codes, leads_mv)
                 name = f"{RECORDS_FOLDER[self.source_rate_hz]}/{record_id // 1000 * 1000:05d}/{record_id:05d}"
                 name += "_lr" if self.source_rate_hz == 100 else "_hr"
                 _write_wfdb(folder / name, leads_mv, self.source_rate_hz)
@@ -586,6 +592,24 @@ def _twelve_leads(independent: NDArray[np.float64]) -> NDArray[np.float64]:
     """(12, T) of (8, T): III = II - I and the augmented leads follow from I and II."""
     one, two = independent[:2]
     return np.vstack([one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2, independent[2:]])
+
+
+def _quality(codes: list[str], leads_mv: NDArray[np.float64]) -> dict[str, str | None]:
+    """What PTB-XL's columns on quality would say of leads (12, T): which of them wander or are noisy, extra beats."""
+    level_mv = leads_mv.reshape(len(leads_mv), int(DURATION_S), -1).mean(axis=2)
+    # of white noise alone the second differences have 6 times the variance; beats are too few to move a median
+    noise_mv = np.median(np.abs(np.diff(leads_mv, n=2, axis=1)), axis=1) / (0.6745 * np.sqrt(6))
+    noise_mv *= np.sqrt(100 * DURATION_S / leads_mv.shape[1])
+    return {
+        "baseline_drift": _leads_text(np.ptp(level_mv, axis=1) > DRIFT_MV),
+        "static_noise": _leads_text(noise_mv > NOISE_MV),
+        "extra_beats": "VES" if "PVC" in codes else None,
+    }
+
+
+def _leads_text(concerned: NDArray[np.bool_]) -> str | None:
+    """Leads as PTB-XL names them in these columns; None for none."""
+    return f" , {','.join(np.array(LEADS)[concerned])}" if concerned.any() else None
 
 
 def _write_wfdb(path: Path, leads_mv: NDArray[np.float64], rate_hz: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.labels import Labels
+from data.splits import Rows
 from data.store import Store
 from models.classifier import Classifier
 from models.encoder import Encoder
 from reports.choices import probed_trials
-from reports.folder import MADE_BY, PREDICTIONS, UNTRAINED, read_study
-from trainables.checkpoint import Checkpoint, load, weights_digest
+from reports.folder import ATTRIBUTES, ENSEMBLE, MADE_BY, PREDICTIONS, UNTRAINED, read_study
+from trainables.checkpoint import DESCRIPTION, Checkpoint, load, read_description, weights_digest
+from trainables.ensemble import MEMBERS, Ensemble, difference_between, digest_of, make_ensemble
 from trainables.files import write_atomically
-from trainables.predict import predict, validate
-from trainables.pretrain import fresh_encoder, probed
+from trainables.folds import answering_model, predict_unseen, probed_unit, validate_unit
+from trainables.pretrain import fresh_encoder
 from trainables.recordings import open_recordings
+from trainables.retention import CONFIRMED, confirmed_path
 from trainables.settings import Run
 from trainables.study import StudyFolder
 from trainables.workers import Workers
@@ -50,19 +53,21 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
         DataError, StorageError: if the recordings or a checkpoint cannot be read.
     """
     best = load(study.checkpoints / "best_1")
-    untrained = fresh_encoder(best.run)
+    searched = _as_searched(study, best)
+    untrained = fresh_encoder(searched)
     opened = _predict_once(
         study, "best", _made_by(study, "best_1", best), lambda: best.classifier, best.run, store, workers
     )
     opened += _predict_once(
         study,
         "random_encoder",
-        {"trial": None, "digest": _digest_of_probe(best.run, untrained)},
-        lambda: probed(best.run, untrained.to(workers.device), open_recordings(best.run, store), workers),
-        best.run,
+        {"trial": None, "digest": _digest_of_probe(searched, untrained)},
+        lambda: probed_unit(searched, untrained.to(workers.device), open_recordings(searched, store), workers),
+        searched,
         store,
         workers,
     )
+    opened += evaluate_ensemble(study, store, workers)
     if not (study.checkpoints / "default").exists():
         return opened
     default = load(study.checkpoints / "default")
@@ -110,8 +115,8 @@ def probe_untrained(study: StudyFolder, store: Path, run_of: Callable[[int], Run
             digest = _digest_of_probe(run, encoder)
             if digest not in known:
                 recordings = open_recordings(run, store)
-                probe = probed(run, encoder.to(workers.device), recordings, workers)
-                known[digest] = validate(probe, recordings, run.data, run.task, workers)
+                probe = probed_unit(run, encoder.to(workers.device), recordings, workers)
+                known[digest] = validate_unit(probe, recordings, run, workers)
                 num_probed += 1
             entry = {"trial": trial, "digest": digest, "metrics": known[digest]}
             if content.setdefault(parameter, {}).get(option) != entry:
@@ -121,13 +126,31 @@ def probe_untrained(study: StudyFolder, store: Path, run_of: Callable[[int], Run
 
 
 def _made_by(study: StudyFolder, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    return {"trial": checkpoint.description["trial"], "digest": weights_digest(study.checkpoints / name)}
+    digest = weights_digest(study.checkpoints / name)
+    return {"trial": checkpoint.description["trial"], "digest": digest, **_seed_of(checkpoint.description)}
+
+
+def _seed_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of its trial's seeds a model is of, where it was made by a confirmation run."""
+    return {"index": description[CONFIRMED]["index"]} if CONFIRMED in description else {}
+
+
+def _as_searched(study: StudyFolder, best: Checkpoint) -> Run:
+    """The run that a confirmed model has but for its seed: what it is held against must not change with that."""
+    if CONFIRMED not in best.description:
+        return best.run
+    held = study.read_configuration()
+    data = best.run.data.model_copy(update={"subsample_seed": held["data"].get("subsample_seed")})
+    return best.run.model_copy(update={"seed": held["seed"], "data": data})
 
 
 def _digest_of_probe(run: Run, untrained: Encoder) -> str:
     """What a linear probe on an untrained encoder follows from: the encoder's weights, the recordings, the probe."""
     task = run.task
-    settings = {"data": run.data, "labels": task.labels, "classes": task.classes, "probe": task.probe, "seed": run.seed}
+    data = run.data.model_dump(mode="json", exclude={"subsample_seed"} if run.data.subsample_seed is None else None)
+    settings = {"data": data, "labels": task.labels, "classes": task.classes, "probe": task.probe, "seed": run.seed}
+    if task.folds > 1:  # else as files of earlier versions have it
+        settings["folds"] = task.folds
     digest = hashlib.sha256(json.dumps(settings, default=lambda part: part.model_dump(mode="json")).encode())
     for name, tensor in sorted(untrained.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -147,26 +170,131 @@ def _predict_once(
 
     Args:
         study: whose report the predictions are for.
-        model: one of PREDICTIONS.
+        model: one of PREDICTIONS, or "ensemble_member".
         made_by: the trial and the digest of its weights.
         classifier: makes the model, where it is needed.
         run: whose recordings, window and crops are used.
         store: the prepared recordings.
         workers: this process.
     """
-    path = study.report / PREDICTIONS[model]
+    path = study.report / (PREDICTIONS[model] if model in PREDICTIONS else _member_file(made_by["digest"]))
     if _maker_of(path) == made_by:
+        _describe_again(path, store, made_by)
         return 0
-    for other in PREDICTIONS.values():  # the best trial may be the default configuration: one pass serves both
-        if _maker_of(study.report / other) == made_by:
-            write_atomically(path, (study.report / other).read_bytes())
+    # the best trial may be the default configuration, or have been in an ensemble: one pass serves both
+    for other in (
+        *(study.report / name for name in PREDICTIONS.values()),
+        study.report / _member_file(made_by["digest"]),
+    ):
+        if _maker_of(other) == made_by:
+            write_atomically(path, other.read_bytes())
             return 0
     recordings = open_recordings(run, store)
     rows = {"valid": recordings.split.valid, "test": recordings.split.test}
     ready = classifier()
     _record_opening(study, model, made_by["trial"], recordings.store, rows["test"])
-    write_predictions(path, table(ready, run, recordings.store, recordings.labels, rows, workers), made_by)
+    held_out = () if recordings.folds is None else recordings.folds.held_out
+    found = table(ready, run, recordings.store, recordings.labels, rows, workers, held_out=held_out)
+    write_predictions(path, found, made_by)
     return 1
+
+
+def _describe_again(path: Path, store: Path, made_by: dict[str, Any]) -> None:
+    """Put the attributes beside predictions of a version that did not keep them; no model is asked anything."""
+    if set(ATTRIBUTES) <= set(pq.read_schema(path).names):
+        return
+    opened, predictions = Store.open(store), pd.read_parquet(path)
+    row_of_record = pd.Series(np.arange(len(opened.index)), index=opened.index["record_id"].astype(str))
+    rows = row_of_record.reindex(predictions["record_id"].astype(str))
+    if rows.isna().any():  # of other recordings: they keep what they say of themselves
+        return
+    found = pd.DataFrame(_attributes(opened, rows.to_numpy(dtype=np.int64)), index=predictions.index)
+    write_predictions(path, predictions.assign(**{name: found[name] for name in ATTRIBUTES}), made_by)
+
+
+def evaluate_ensemble(study: StudyFolder, store: Path, workers: Workers) -> int:
+    """Average the probabilities of the models of a study's best configurations (search.ensemble).
+
+    Its members are one model a configuration: of confirmed ones the median seed's in the order of their means, then the
+    search's kept ones by rank. Who they are follows from validation values alone, and checkpoints/ensemble is made of
+    them before one of them is passed over the test fold; each pass is recorded, and made once.
+
+    Args:
+        study: whose checkpoints are there.
+        store: the prepared recordings.
+        workers: this process.
+
+    Returns:
+        How many members were passed over the test fold now.
+
+    Raises:
+        DataError, StorageError: if the recordings or a checkpoint cannot be read.
+    """
+    search = study.read_configuration().get("search") or {}
+    asked = search.get("ensemble")
+    sources = ensemble_sources(study, search.get("keep_best", 0) if asked is None else asked)
+    if asked == 0 or (asked is None and len(sources) < 2):
+        if (study.report / ENSEMBLE).exists():  # one was asked for before
+            _say_ensemble(study, {"members": [], "reason": None})
+        return 0
+    reason = "only one configuration was completed and kept" if len(sources) < 2 else None
+    reason = reason or difference_between([read_description(source) for source in sources])
+    if reason is not None:
+        _say_ensemble(study, {"members": [], "reason": reason})
+        return 0
+    folder = study.checkpoints / MEMBERS
+    members = make_ensemble(folder, sources)[MEMBERS]
+    _say_ensemble(study, {"members": members, "reason": None})
+    opened = sum(_predict_member(study, folder / member["folder"], store, workers) for member in members)
+    path, made_by = study.report / PREDICTIONS["ensemble"], {"trial": None, "digest": digest_of(members)}
+    if _maker_of(path) != made_by | {"members": members}:
+        tables = [pd.read_parquet(study.report / _member_file(member["digest"])) for member in members]
+        write_predictions(path, averaged(tables), made_by | {"members": members})
+    return opened
+
+
+def ensemble_sources(study: StudyFolder, most: int) -> list[Path]:
+    """The checkpoints that an ensemble of at most so many models is made of, the best first, each of another trial."""
+    chosen = [event for event in study.read_events() if event["event"] == "confirmation_chosen"]
+    ranking = chosen[-1]["ranking"] if chosen else []
+    confirmed = [confirmed_path(study, row["trial"], row["index"]) for row in ranking if row["index"] is not None]
+    ranks = sorted(study.checkpoints.glob("best_*"), key=lambda folder: (len(folder.name), folder.name))
+    found: dict[int | None, Path] = {}
+    for folder in (*confirmed, *ranks):
+        if (folder / DESCRIPTION).exists():
+            found.setdefault(read_description(folder)["trial"], folder)
+    return list(found.values())[:most]
+
+
+def averaged(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Members' predictions of the same records as one table: the mean of their probabilities.
+
+    Raises:
+        ValueError: if they are of different records, labels or classes.
+    """
+    first = tables[0]
+    answers = [name for name in first.columns if name.startswith("p_")]
+    for other in tables[1:]:
+        if not other.drop(columns=answers, errors="ignore").equals(first.drop(columns=answers)):
+            raise ValueError("the members of an ensemble must have predicted the same records: evaluate them again")
+    mean = np.mean([table[answers].to_numpy() for table in tables], axis=0)
+    return first.assign(**dict(zip(answers, mean.T, strict=True)))
+
+
+def _predict_member(study: StudyFolder, folder: Path, store: Path, workers: Workers) -> int:
+    checkpoint = load(folder)
+    made_by = {"trial": checkpoint.description["trial"], "digest": weights_digest(folder)}
+    made_by |= _seed_of(checkpoint.description)
+    run, classifier = checkpoint.run, checkpoint.classifier
+    return _predict_once(study, "ensemble_member", made_by, lambda: classifier, run, store, workers)
+
+
+def _member_file(digest: str) -> str:
+    return f"members/{digest[:16]}.parquet"
+
+
+def _say_ensemble(study: StudyFolder, content: dict[str, Any]) -> None:
+    write_atomically(study.report / ENSEMBLE, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def _record_opening(study: StudyFolder, model: str, trial: int | None, store: Store, rows: NDArray[np.int64]) -> None:
@@ -199,8 +327,12 @@ def table(
     labels: Labels,
     rows: dict[str, NDArray[np.int64]],
     workers: Workers,
+    *,
+    held_out: Sequence[Rows] = (),
 ) -> pd.DataFrame:
-    """Predictions of some rows: record_id, patient_id, fold, split, then y_<class> and p_<class>.
+    """Predictions of some rows: record_id, patient_id, fold, split, ATTRIBUTES, then y_<class> and p_<class>.
+
+    Of a model of k folds also answered_by, see `trainables.folds.answering_model`.
 
     Args:
         classifier: predicts.
@@ -209,11 +341,14 @@ def table(
         labels: of the store's rows, a column for each of the classifier's classes.
         rows: of each split that is wanted.
         workers: this process.
+        held_out: what each model of a run on k folds has not seen (trainables.folds.predict_unseen).
     """
     assert len(labels.classes) == classifier.head.out_features
     parts = []
     for split, chosen in rows.items():
-        probabilities = predict(classifier.to(workers.device), store, chosen, run.data, workers, kind=labels.kind)
+        probabilities = predict_unseen(
+            classifier.to(workers.device), store, chosen, run.data, workers, kind=labels.kind, held_out=held_out
+        )
         index = store.index.iloc[chosen]
         targets = labels.targets[chosen]
         columns: dict[str, Any] = {
@@ -221,7 +356,10 @@ def table(
             "patient_id": index["patient_id"].astype(str).to_numpy(),
             "fold": index["fold"].to_numpy(),
             "split": split,
+            **_attributes(store, chosen),
         }
+        if held_out:
+            columns["answered_by"] = answering_model(chosen, held_out)
         columns |= {f"y_{name}": targets[:, k].astype(np.int8) for k, name in enumerate(labels.classes)}
         # float64 of what was computed in float32: every reader then sees the same numbers
         columns |= {f"p_{name}": probabilities[:, k].astype(np.float64) for k, name in enumerate(labels.classes)}
@@ -229,8 +367,19 @@ def table(
     return pd.concat(parts, ignore_index=True)
 
 
+def _attributes(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """What the index says of some rows that subgroups are made of: the ATTRIBUTES of `reports.folder`."""
+    index = store.index.iloc[rows]
+    texts = {
+        name: np.array([None if pd.isna(text) else str(text) for text in index[name]], dtype=object)
+        for name in ("sex", "device", "site")
+    }
+    quality = pd.Series(store.quality(rows), dtype=object).to_numpy()  # numpy would make a table of lists of one length
+    return {"age": index["age"].to_numpy(), **texts, "quality": quality}
+
+
 def evaluate_checkpoint(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Ensemble,
     folder: Path,
     store: Store,
     labels: Labels,
@@ -238,7 +387,7 @@ def evaluate_checkpoint(
     split: str,
     workers: Workers,
 ) -> pd.DataFrame:
-    """Predictions of one checkpoint on some rows; a pass over the test fold is written into its study's events.
+    """Predictions of a checkpoint or an ensemble on some rows; a pass over the test fold is in its study's events.
 
     Args:
         checkpoint: loaded from `folder`.
@@ -253,4 +402,17 @@ def evaluate_checkpoint(
         studies = [StudyFolder(parent) for parent in folder.absolute().parents]
         home = next((study for study in studies if study.configuration.exists()), StudyFolder(folder))
         _record_opening(home, folder.name, checkpoint.description.get("trial"), store, rows)
-    return table(checkpoint.classifier, checkpoint.run, store, labels, {split: rows}, workers)
+    members = checkpoint.members if isinstance(checkpoint, Ensemble) else (checkpoint,)
+    return averaged([_answers_of(member, store, labels, {split: rows}, workers) for member in members])
+
+
+def _answers_of(
+    checkpoint: Checkpoint, store: Store, labels: Labels, rows: dict[str, Rows], workers: Workers
+) -> pd.DataFrame:
+    """One checkpoint's predictions; of a run on k folds, each record is answered by who has not seen it."""
+    held_out: Sequence[Rows] = ()
+    if checkpoint.run.task.folds > 1 and store.hash == checkpoint.description["store"]:
+        folds = open_recordings(checkpoint.run, store.path).folds
+        assert folds is not None
+        held_out = folds.held_out
+    return table(checkpoint.classifier, checkpoint.run, store, labels, rows, workers, held_out=held_out)

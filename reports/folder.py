@@ -22,16 +22,21 @@ from numpy.typing import NDArray
 
 PREDICTIONS = {
     "best": "predictions.parquet",
+    "ensemble": "predictions_ensemble.parquet",
     "random_encoder": "predictions_random_encoder.parquet",
     "default_configuration": "predictions_default_configuration.parquet",
 }
 """Model -> file under report/ that holds its predictions."""
 MADE_BY = b"heartsweep.made_by"
 """Key of such a file's metadata: JSON of the trial and the digest of the weights that made it."""
+ENSEMBLE = "ensemble.json"
+"""File under report/: the members of the ensemble, or the reason why there is none."""
 UNTRAINED = "untrained.json"
 """File under report/: searched choice -> option -> the linear probe on the option's untrained encoder."""
 RANGES = ("uniform", "log_uniform", "int_uniform", "log_int")
 """Kinds of distributions with two ends; the other kind is `choice`."""
+ATTRIBUTES = ("age", "sex", "device", "site", "quality")
+"""Columns of such a file that say whose recording it is and how it was made; files of older versions have none."""
 TRIAL_COLUMNS = ("number", "state", "value", "epochs", "seconds", "reason")
 """Columns of trials.parquet that are not parameters."""
 
@@ -83,6 +88,10 @@ class Predictions:
     """(n, K) probabilities."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """{"trial", "digest"} of the model; empty where the file does not say."""
+    answered_by: NDArray[np.int64] | None = None
+    """(n,) which of k fold models answered, from 1; 0 where all did together. None of a model of one split."""
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """(n rows) those of ATTRIBUTES that the file has; `quality` holds tuples of flags, None where it is not known."""
 
     def of_split(self, split: str) -> Predictions:
         """The records of one split; there may be none."""
@@ -94,6 +103,8 @@ class Predictions:
             splits=self.splits[rows],
             targets=self.targets[rows],
             scores=self.scores[rows],
+            answered_by=None if self.answered_by is None else self.answered_by[rows],
+            attributes=self.attributes[rows] if len(self.attributes) else self.attributes,
         )
 
     def with_classes(self, classes: Sequence[str]) -> Predictions:
@@ -121,6 +132,8 @@ class Study:
     """By the keys of PREDICTIONS, those that have been made; never another trial's for the best one's."""
     outdated: int | None = None
     """The trial that predictions.parquet was made by where another one has become the best since."""
+    ensemble: dict[str, Any] = field(default_factory=dict)
+    """The content of ENSEMBLE; empty where none was asked for."""
     untrained: dict[str, Any] = field(default_factory=dict)
     """The content of UNTRAINED; empty where no encoder has been probed."""
     journal: Path | None = None
@@ -179,8 +192,11 @@ def read_study(study_dir: Path) -> Study:
     files = {model: study_dir / "report" / name for model, name in PREDICTIONS.items()}
     predictions = {model: read_predictions(path, test_folds) for model, path in files.items() if path.exists()}
     outdated = None
-    if "best" in predictions and predictions["best"].made_by.get("trial", best.get("trial")) != best.get("trial"):
+    if "best" in predictions and not _made_by_model(predictions["best"].made_by, best):
         outdated = predictions.pop("best").made_by["trial"]
+    ensemble = _read_json(study_dir / "report" / ENSEMBLE)
+    if "ensemble" in predictions and predictions["ensemble"].made_by.get("members") != ensemble.get("members"):
+        predictions.pop("ensemble")  # of other members than those of now
     return Study(
         name=str(config.get("study_dir") or study_dir.resolve().name),
         config=config,
@@ -191,9 +207,17 @@ def read_study(study_dir: Path) -> Study:
         default=_read_json(checkpoints / "default" / "checkpoint.json"),
         predictions=predictions,
         outdated=outdated,
+        ensemble=ensemble,
         untrained=_read_json(study_dir / "report" / UNTRAINED),
         journal=study_dir / "journal.log",
     )
+
+
+def _made_by_model(made_by: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Whether predictions are of the trial, and of the seed where it was confirmed, that is the best one now."""
+    if made_by.get("trial", best.get("trial")) != best.get("trial"):
+        return False
+    return "trial" not in made_by or made_by.get("index") == (best.get("confirmed") or {}).get("index")
 
 
 def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
@@ -232,7 +256,19 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
         targets=targets,
         scores=scores,
         made_by=made_by,
+        answered_by=table["answered_by"].to_numpy(dtype=np.int64) if "answered_by" in table else None,
+        attributes=_attributes(table),
     )
+
+
+def _attributes(table: pd.DataFrame) -> pd.DataFrame:
+    """Those of ATTRIBUTES that a table of predictions has, with None for what is not known."""
+    found = table[[name for name in ATTRIBUTES if name in table]].reset_index(drop=True)
+    if "quality" in found:
+        found["quality"] = pd.Series(
+            [None if flags is None else tuple(flags) for flags in found["quality"]], dtype=object
+        )
+    return found
 
 
 def _made_by(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ same name beside it; styles and a script of its own, where it has any, lie besid
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from reports.words import FILTERS
 SECTIONS = (
     "summary",
     "models",
+    "confirmation",
     "classes",
+    "calibration",
+    "subgroups",
     "choices",
     "importance",
     "space",
@@ -38,6 +43,8 @@ SECTIONS = (
 )
 """In the order of the page."""
 HERE = Path(__file__).parent
+SECTION = re.compile(r'<section id="([\w-]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>', re.DOTALL)
+"""How a section begins; the page's table of contents is made of these."""
 
 
 def render(study: Study, metrics: dict[str, Any]) -> str:
@@ -65,6 +72,7 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
     ]
     return environment.get_template("page.html").render(
         title=views["summary"]["title"],
+        contents=list(contents_of(sections)),
         sections=[Markup(section) for section in sections],  # each escaped by its own template
         styles=of_sections("css"),
         scripts=of_sections("js"),
@@ -75,3 +83,14 @@ def of_sections(kind: str) -> Markup:
     """The files of one kind that lie beside the sections' templates, joined; they are ours, so nothing is escaped."""
     found = [HERE / "sections" / f"{name}.{kind}" for name in SECTIONS]
     return Markup("").join(Markup(path.read_text(encoding="utf-8")) for path in found if path.exists())
+
+
+def contents_of(sections: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each section that is really on the page: its id and the text of its heading.
+
+    Args:
+        sections: their HTML; one may hold several sections, or none where there is nothing to show.
+    """
+    for section in sections:
+        for name, heading in SECTION.findall(section):
+            yield name, Markup(heading).striptags()

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from reports import folds
+from reports.calibration import calibration
 from reports.choices import Comparison, Unknown, compare, tables
+from reports.confirmation import confirmation
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
 from reports.searching import searching
+from reports.subgroups import subgroups
 
 SPLITS = ("test", "valid")
 
@@ -60,13 +64,18 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
             if best
         },
         **_openings(study),
+        **folds.figures(study.predictions.get("best")),
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
+        "confirmation": confirmation(study),
+        "ensemble": {"members": [], "reason": None} | study.ensemble,
     }
-    choices = _choices(study, seed=seed)
-    return (
-        content | {"intervals_excluding_value": _excluding(content)} | choices | searching(study, choices["importance"])
-    )
+    content |= {"intervals_excluding_value": _excluding(content)}
+    # after it: the intervals of a calibration error are not percentiles
+    content |= {"calibration": calibration(study, num_resamples=num_resamples, seed=seed)}
+    content |= {"subgroups": subgroups(study, content, num_resamples=num_resamples, seed=seed)}
+    content |= _choices(study, seed=seed)
+    return content | searching(study, content["importance"])
 
 
 def _scored_splits(predictions: Predictions, *, num_resamples: int, seed: int) -> dict[str, Scored]:

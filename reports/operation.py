@@ -25,12 +25,19 @@ def operation(study: Study) -> dict[str, Any]:
         they were interrupted once too often. released: stops looked after, things gone, the longest that one took in
         seconds, and what was left; None where nothing was looked after, e.g. in a study of an earlier version.
     """
-    interruptions = study.of_event("trial_interrupted")
+    interruptions = study.of_event("trial_interrupted") + study.of_event("confirmation_interrupted")
     by_cause = Counter(event.get("cause") for event in interruptions)
     found = study.of_event("released")
     return {
         "sessions": sum(event.get("event") in ("study_started", "study_resumed") for event in study.events),
-        "nodes": len({node for event in study.of_event("epoch") for node in event.get("nodes") or ()}),
+        "nodes": len(
+            {
+                node
+                for kind in ("epoch", "confirmation_epoch")
+                for event in study.of_event(kind)
+                for node in event.get("nodes") or ()
+            }
+        ),
         "interruptions": [
             {
                 "cause": CAUSES.get(str(cause), str(cause)),

@@ -11,11 +11,14 @@ from markupsafe import Markup, escape
 
 MODELS = {
     "best": "Best trial",
+    "ensemble": "Ensemble",
     "default_configuration": "Default configuration",
     "random_encoder": "Random encoder + linear probe",
 }
 NAMES_IN_TEXT = {
     "best": "the best trial",
+    "ensemble": "the ensemble",
+    "ensemble_member": "a member of the ensemble",
     "default_configuration": "the default configuration",
     "random_encoder": "a random encoder",
 }
@@ -38,12 +41,13 @@ def estimate(interval: dict[str, Any]) -> Markup:
     return Markup(f'<b>{figure(interval["value"])}</b> <span class="ci">{bounds}</span>')
 
 
-def difference(interval: dict[str, Any]) -> Markup:
+def difference(interval: dict[str, Any], digits: int = 3) -> Markup:
     """A signed difference and its interval."""
+    value = signed(interval["value"], digits)
     if interval["low"] is None:
-        return Markup(f'<b>{signed(interval["value"])}</b> <span class="ci">no interval</span>')
-    bounds = f"{signed(interval['low'])} to {signed(interval['high'])}"
-    return Markup(f'<b>{signed(interval["value"])}</b> <span class="ci">{bounds}</span>')
+        return Markup(f'<b>{value}</b> <span class="ci">no interval</span>')
+    bounds = f"{signed(interval['low'], digits)} to {signed(interval['high'], digits)}"
+    return Markup(f'<b>{value}</b> <span class="ci">{bounds}</span>')
 
 
 def share(interval: dict[str, Any]) -> Markup:
@@ -54,9 +58,9 @@ def share(interval: dict[str, Any]) -> Markup:
     return Markup(f'<b>{figure(interval["value"], 2)}</b> <span class="ci">{bounds}</span>')
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 3) -> str:
     """A difference as text."""
-    return "n/a" if value is None else f"{value:+.3f}".replace("-", MINUS)
+    return "n/a" if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def verdict(interval: dict[str, Any]) -> str:

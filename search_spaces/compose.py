@@ -38,7 +38,7 @@ FOLDERS = re.compile(
     r"study_dir|checkpoint|weights|mapping|task\.encoder|model\.text_encoder\.folder|data\.(root|store_dir)"
 )
 """Keys that name a place seen from where the command is typed."""
-PATHS = re.compile(rf"{FOLDERS.pattern}|storage|data\.reader\.(\w+_dir|(\w+_)?csv)")
+PATHS = re.compile(rf"{FOLDERS.pattern}|storage|tracking\.uri|data\.reader\.(\w+_dir|(\w+_)?csv)")
 """Keys whose values are taken as typed: Hydra's grammar stops at ~ ( ) = # & and at letters beyond ASCII."""
 NOT_OF_THE_RUN = (
     "command",
@@ -46,6 +46,7 @@ NOT_OF_THE_RUN = (
     "storage",
     "resume",
     "trial",
+    "trial_seed",
     "checkpoint",
     "weights",
     "mapping",

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces.ledger import Ledger, TrialRecord
+from search_spaces.books import Books
+from search_spaces.ledger import TrialRecord
 
 MAX_ROWS = 20  # of the live table: the running trials and the latest others
 
@@ -27,7 +28,7 @@ class Display(AbstractContextManager["Display"]):
         num_epochs: of a whole trial.
     """
 
-    def __init__(self, console: Console, ledger: Ledger, num_epochs: int) -> None:
+    def __init__(self, console: Console, ledger: Books, num_epochs: int) -> None:
         self._console = console
         self._ledger = ledger
         self._num_epochs = num_epochs
@@ -64,7 +65,7 @@ class Display(AbstractContextManager["Display"]):
         for number, trial in self._ledger.trials.items():
             now = (trial.state, trial.epoch)
             if number not in self._seen:  # also when its first epoch is over already
-                self._print(f"trial {number}  started  {chosen(trial.params)}".rstrip())
+                self._print(f"{trial.name}  started  {chosen(trial.params)}".rstrip())
                 self._seen[number] = ("RUNNING", 0)
             if self._seen[number] != now:
                 self._seen[number] = now
@@ -78,15 +79,15 @@ class Display(AbstractContextManager["Display"]):
         shown = trial.metrics.get(metric)
         value = "" if shown is None else f"  {metric} {shown:.4f}"
         end = "" if trial.state == "RUNNING" else f"  {trial.state}" + (f" ({trial.reason})" if trial.reason else "")
-        return f"trial {trial.number}  epoch {trial.epoch}/{self._num_epochs}{value}{end}  |  {self.summary()}"
+        return f"{trial.name}  epoch {trial.epoch}/{self._num_epochs}{value}{end}  |  {self.summary()}"
 
     def summary(self) -> str:
         """Trials ended, the best so far, the time left, what is used of the budgets: one line."""
         ledger = self._ledger
         best = ledger.best
-        parts = [f"{ledger.num_ended}/{ledger.num_trials} trials"]
+        parts = [f"{ledger.num_ended}/{ledger.num_trials} {ledger.things}"]
         if best is not None:
-            parts.append(f"best {best.value:.4f} (trial {best.number})")
+            parts.append(f"best {best.value:.4f} ({best.name})")
         ended = ledger.num_ended - self._ended_before
         if ended > 0 and ledger.num_ended < ledger.num_trials:
             seconds = (time.monotonic() - self._started) / ended * (ledger.num_trials - ledger.num_ended)
@@ -105,7 +106,7 @@ class Display(AbstractContextManager["Display"]):
         for trial in self._rows():
             shown = trial.metrics.get(self._ledger.search.metric)
             cells = (
-                str(trial.number),
+                trial.name.removeprefix("trial "),
                 trial.state if trial.reason is None else f"{trial.state} ({trial.reason[:24]})",
                 f"{trial.epoch}/{self._num_epochs}",
                 trial.stage or "",

@@ -32,12 +32,19 @@ Loss = Callable[[Tensor], Tensor]
 class Estimate:
     """The cost of a search of which no trial is stopped early."""
 
-    num_records: int  # to train on, labelled or not
+    num_records: int  # to train a model on, labelled or not
     trial_seconds: float
     num_trials: int
     search_seconds: float
     device_hours: float
     at_a_time: int
+    num_confirmation_runs: int = 0  # as long as a trial each, after the last of them
+
+    @property
+    def runs(self) -> str:
+        """What is counted, in words."""
+        more = self.num_confirmation_runs
+        return f"{self.num_trials} trials" + (f" and {more} confirmation runs" if more else "")
 
 
 def estimate(launch: Launch) -> Estimate | None:
@@ -58,9 +65,9 @@ def seconds_alone(
     """What one worker alone would compute at a trial, in seconds, from a few steps timed in this process.
 
     Args:
-        run: the trial's.
-        num_records: to pre-train on.
-        num_labelled: to train on with labels.
+        run: the trial's; with k folds it trains k models.
+        num_records: to pre-train a model on.
+        num_labelled: to train a model on with labels.
         num_gpus: of a worker; above 0, the steps are timed on one.
         num_threads: of a worker.
         budget_s: how long to time each stage at most; whole batches are timed, however long they take, where None.
@@ -69,7 +76,7 @@ def seconds_alone(
     threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        return sum(_stages(run, num_records, num_labelled, device, budget_s))
+        return run.task.folds * sum(_stages(run, num_records, num_labelled, device, budget_s))
     finally:
         torch.set_num_threads(threads)
 
@@ -78,13 +85,16 @@ def cost_of(launch: Launch, alone: float, *, num_records: int, at_a_time: int) -
     """The search's cost where one worker alone would take `alone` seconds for a trial."""
     trial_seconds = alone / launch.cluster.workers_per_trial
     trials = len(parse(launch.space).grid()) if launch.sampler.name == "grid" else launch.search.num_trials
+    confirm = launch.search.confirm
+    again = min(confirm.top_k, trials) * confirm.seeds
     return Estimate(
         num_records=num_records,
         trial_seconds=trial_seconds,
         num_trials=trials,
-        search_seconds=trial_seconds * -(-trials // at_a_time),
-        device_hours=alone * trials / 3600,
+        search_seconds=trial_seconds * (-(-trials // at_a_time) - (-again // at_a_time)),
+        device_hours=alone * (trials + again) / 3600,
         at_a_time=at_a_time,
+        num_confirmation_runs=again,
     )
 
 
@@ -105,16 +115,18 @@ def _at_a_time(cluster: Cluster) -> int:
 
 
 def _training_records(launch: Launch) -> tuple[int, int] | None:
-    """Training records, and the labelled ones among them."""
+    """Training records of a model, and the labelled ones among them."""
     data, task = launch.data, launch.task
     try:
         reader = reader_of(data)
         table, protocol = reader.table(), reader.protocols()[task.labels]
     except (DataError, KeyError):
         return None
-    train = table[table["fold"].isin(data.train_folds)]
-    patients = train["patient_id"].nunique()
-    share = 1.0 if data.max_train_patients is None else min(1.0, data.max_train_patients / max(patients, 1))
+    several = task.folds > 1  # all but one of them train, of all that is not tested
+    train = table[table["fold"].isin([*data.train_folds, *(data.valid_folds if several else [])])]
+    share = (task.folds - 1) / task.folds if several else 1.0
+    if data.max_train_patients is not None:
+        share = min(share, data.max_train_patients / max(train["patient_id"].nunique(), 1))
     labelled = read_labels(train["codes"].tolist(), protocol, task.classes).labelled.sum()
     return round(len(train) * share), round(float(labelled) * share)
 

@@ -35,6 +35,9 @@ from trainables.state import LAST, best_path, copy_state, drop_state, read_place
 from trainables.stored import InFolder, States, key_of
 from trainables.study import StudyError, StudyFolder
 
+FIRST_RUN = 1_000_000
+"""Numbers from here on are of confirmation runs."""
+
 
 @dataclass
 class TrialRecord:
@@ -79,6 +82,11 @@ class TrialRecord:
     exploits: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """What it is called where it is shown."""
+        return f"trial {self.number}"
+
+    @property
     def told(self) -> float | None:
         """The value under which Optuna keeps it: its own of a completed trial, the last reported of a pruned one."""
         return {"COMPLETE": self.value, "PRUNED": self.objective}.get(self.state)
@@ -102,10 +110,16 @@ class Ledger:
         describe: the checkpoint JSON of a completed trial.
         states: where trials keep their states, if not in the study's folder.
 
+    Attributes:
+        things: what is counted here, in words.
+        confirmed_seconds: computed by the confirmation's runs (search_spaces.confirmation), by their numbers.
+
     Raises:
         StorageError: if the books cannot be read or written.
         StudyError: if the journal and the events are not of one study.
     """
+
+    things = "trials"
 
     def __init__(
         self,
@@ -123,6 +137,7 @@ class Ledger:
         self.states = states or InFolder()
         self.search = launch.search
         self.trials: dict[int, TrialRecord] = {}
+        self.confirmed_seconds: dict[int, float] = {}
         self.make_run = make_run
         self._sampler, self._scheduler, self._seed = launch.sampler, launch.scheduler, launch.seed
         self._space = space
@@ -130,7 +145,7 @@ class Ledger:
         self.exploit_epochs = (
             exploit_epochs(launch.task, launch.scheduler.interval_epochs) if launch.scheduler.name == "pbt" else ()
         )
-        self._describe = describe
+        self.describe = describe
         self._maximize = launch.search.direction == "maximize"
         self._devices = launch.cluster.workers_per_trial
         self._max_failures = launch.cluster.max_failures
@@ -176,14 +191,20 @@ class Ledger:
     @property
     def best(self) -> TrialRecord | None:
         """The completed trial with the best value, the earlier of two equals."""
+        return next(iter(self.completed), None)
+
+    @property
+    def completed(self) -> list[TrialRecord]:
+        """The completed trials, the best first, the earlier of two equals before the other."""
         complete = [trial for trial in self.trials.values() if trial.state == "COMPLETE"]
         sign = -1 if self._maximize else 1
-        return min(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
+        return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
     @property
     def device_seconds(self) -> float:
-        """Seconds of all workers of all trials."""
-        return self._devices * sum(trial.seconds for trial in self.trials.values())
+        """Seconds of all workers of all trials and of the confirmation's runs."""
+        trials = sum(trial.seconds for trial in self.trials.values())
+        return self._devices * (trials + sum(self.confirmed_seconds.values()))
 
     @property
     def wall_seconds(self) -> float:
@@ -442,7 +463,7 @@ class Ledger:
                 retention.keep(
                     self.folder,
                     weights,
-                    self._describe(trial, self.make_run(trial.params)),
+                    self.describe(trial, self.make_run(trial.params)),
                     keep_best=self.search.keep_best,
                     maximize=self._maximize,
                 )
@@ -512,7 +533,8 @@ class Ledger:
                 self._carry_out_end(trial)
         retention.arrange(self.folder, keep_best=self.search.keep_best, maximize=self._maximize)
         self.states.kept()
-        self.states.tidy(self._waiting, self.trials.keys() - set(self._waiting))
+        # the states of confirmation runs are their own books' to delete
+        self.states.tidy([*self._waiting, *self.confirmed_seconds], self.trials.keys() - set(self._waiting))
         self.write_table()
 
     def _check_one_study(self) -> None:
@@ -556,6 +578,10 @@ class Ledger:
             self._take_in_interruption(trial, event)
         elif kind == "trial_ended" and trial is not None:
             trial.state, trial.reason, trial.seconds = event["state"], event["reason"], event["seconds"]
+        elif kind in ("confirmation_started", "confirmation_epoch", "confirmation_ended"):
+            number, ended = run_number(event["trial"], event["index"]), kind == "confirmation_ended"
+            before = 0.0 if ended else self.confirmed_seconds.get(number, 0.0)  # its own seconds are of all epochs
+            self.confirmed_seconds[number] = before + event.get("seconds", 0.0)
 
     def _catch_up(self, trial: TrialRecord) -> None:
         """Take in what an interrupted trial saved but nobody wrote down; then end it, or let it go on."""
@@ -587,6 +613,14 @@ class Ledger:
                 "best_epoch": best["epoch"] if known else trial.best_epoch,
             }
             self._take_in(trial, self._write_epoch(trial, result))
+
+
+def run_number(trial: int, index: int) -> int:
+    """The number of a confirmation run, from its trial and the index of its seed: 2000003 is trial 3's second one.
+
+    No trial has one so large, so a run's state and its processes are told from all trials' by it.
+    """
+    return index * FIRST_RUN + trial
 
 
 def of_one_kind(values: list[Any]) -> list[Any]:

@@ -25,6 +25,7 @@ from data.splits import Split
 from data.store import prepare_signal
 from search_spaces.distributions import Leaf, Space, contexts, extremes, run_with, written
 from search_spaces.schema import ChoiceError, Launch
+from search_spaces.tracking import check_tracker
 from trainables.checkpoint import WEIGHTS, describe
 from trainables.components import check_model, nearest
 from trainables.files import write_tensors
@@ -58,11 +59,14 @@ def lint(launch: Launch, space: Space) -> None:
 
     Raises:
         ChoiceError: if no epoch logs the objective, there is no such label protocol, the sampler cannot handle the
-            space, nothing is searched, or a searched key changes nothing.
+            space, nothing is searched, a searched key changes nothing, it changes who validates, or the tracker's
+            package is missing.
     """
+    check_tracker(launch.tracking)
     check_objective(launch)
     kind = kind_of_labels(launch)
     check_sampler(launch, space)
+    check_folds(launch, space)
     for leaf in space.leaves:
         check_reach(launch, space, leaf, kind)
 
@@ -131,6 +135,21 @@ def check_sampler(launch: Launch, space: Space) -> None:
             raise ChoiceError(
                 f"scheduler=pbt: trials take over each other's weights, so it can only search how they are trained "
                 f"(task.*), not space.{leaf.key}; take it out with ~space.{leaf.key}"
+            )
+
+
+def check_folds(launch: Launch, space: Space) -> None:
+    """Refuse a search whose trials would be judged on other records.
+
+    Raises:
+        ChoiceError: naming the key.
+    """
+    moving = ["task.folds", *(["data.train_folds", "data.valid_folds"] if launch.task.folds > 1 else [])]
+    for leaf in space.leaves:
+        if leaf.key in moving:
+            raise ChoiceError(
+                f"space.{leaf.key}: with it trials would be validated on other records, so that their values could not "
+                f"be compared; take it out with ~space.{leaf.key} and type one value"
             )
 
 
@@ -218,7 +237,10 @@ def _fingerprint(run_json: str, metric: str, kind: Kind) -> str:
 
 
 def miniature(run: Run, key: str, leads: list[str]) -> Run:
-    """The run with the smallest size, these leads, and one epoch of two batches a stage; `key` stays as it is."""
+    """The run with the smallest size, these leads, and one epoch of two batches a stage; `key` stays as it is.
+
+    It has one fold: what reaches one of k models reaches each of them.
+    """
 
     def small(stage: Any, name: str) -> Any:
         changed: dict[str, Any] = {"num_epochs": 1}
@@ -243,7 +265,7 @@ def miniature(run: Run, key: str, leads: list[str]) -> Run:
         update={
             "model": run.model.model_copy(update={"encoder": encoder}),
             "data": run.data.model_copy(update={"leads": leads}),
-            "task": task.model_copy(update={**stages, "probe": probe, "collapse": never}),
+            "task": task.model_copy(update={**stages, "probe": probe, "collapse": never, "folds": 1}),
         }
     )
 

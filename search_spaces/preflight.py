@@ -380,14 +380,14 @@ def dashboard_problem() -> str | None:
 
 def start_timing(launch: Launch, store: Path, nodes: Sequence[Node]) -> Any:
     """Have one worker of the cluster time a few steps, with what a trial's worker would have."""
-    rows = open_recordings(launch.run, store).split
+    splits = open_recordings(launch.run, store).splits
     cluster = launch.cluster
     num_gpus = _gpus_of_worker(cluster, nodes)
     timed = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=num_gpus, max_retries=0)(timed_on_this_node)
     return timed.remote(
         launch.run.model_dump(mode="json", by_alias=True),
-        len(rows.pretrain),
-        len(rows.train),
+        max(len(split.pretrain) for split in splits),
+        max(len(split.train) for split in splits),
         num_gpus,
         cluster.cpus_per_worker,
         TIMED_S,
@@ -411,7 +411,7 @@ def finish_timing(launch: Launch, store: Path, nodes: Sequence[Node], timing: An
     cost = cost_of(
         launch,
         alone,
-        num_records=len(open_recordings(launch.run, store).split.pretrain),
+        num_records=max(len(split.pretrain) for split in open_recordings(launch.run, store).splits),
         at_a_time=_at_a_time(launch.cluster, nodes),
     )
     name = next((node.name for node in nodes if node.id == where), where)
@@ -437,7 +437,7 @@ def needed_bytes(launch: Launch, nodes: Sequence[Node]) -> float:
     A state holds the weights, the optimiser's two moments and the best weights so far, and is written beside the one
     that it replaces.
     """
-    model = max(map(model_bytes, default_runs(launch)))
+    model = launch.task.folds * max(map(model_bytes, default_runs(launch)))
     # a population takes turns, and each of its trials keeps its state while another runs
     states = launch.search.num_trials if launch.scheduler.name == "pbt" else _at_a_time(launch.cluster, nodes)
     return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1)

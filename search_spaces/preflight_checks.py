@@ -383,7 +383,7 @@ def check_estimate(cost: Estimate, search: Search, where: str) -> Check:
     """The study's time and device-hours, held against its budgets."""
     found: list[tuple[Result, str]] = []
     said = (
-        f"if no trial is stopped early, {cost.num_trials} trials, {cost.at_a_time} at a time, take about "
+        f"if no trial is stopped early, {cost.runs}, {cost.at_a_time} at a time, take about "
         f"{duration(cost.search_seconds)} and {cost.device_hours:.3g} device-hours (timed on {where})"
     )
     for key, budget, needed in (

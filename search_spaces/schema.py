@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from search_spaces.former_names import former_name
+from search_spaces.tracking_uri import tracking_problem_of
 from trainables.components import meant, said_plainly
 from trainables.remote_url import problem_of
 from trainables.settings import Cluster, Data, Model, Run, Settings, Task, check_pretext
@@ -23,6 +24,15 @@ class ChoiceError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Confirm(Settings):
+    """The best trials are trained again, with seeds that the search has not seen (docs/confirmation.md)."""
+
+    top_k: int = Field(ge=0)
+    """How many of them; 0 is none."""
+    seeds: int = Field(ge=1)
+    """How often each."""
 
 
 class Search(Settings):
@@ -36,6 +46,9 @@ class Search(Settings):
     keep_best: int = Field(ge=1)
     max_hours: float | None = Field(gt=0)
     max_device_hours: float | None = Field(gt=0)
+    confirm: Confirm = Confirm(top_k=0, seeds=3)  # studies of earlier versions do not say
+    ensemble: int | None = Field(default=None, ge=0)
+    """Models whose averaged probabilities the report shows, too: as many as keep_best where null, none where 0."""
 
 
 class TpeSampler(Settings):
@@ -139,7 +152,28 @@ class WandbTracking(Settings):
     mode: Literal["online", "offline"]
 
 
-Tracking = Annotated[NoTracking | WandbTracking, Field(discriminator="name")]
+class TensorboardTracking(Settings):
+    """TensorBoard's event files in the study's folder, one run a trial."""
+
+    name: Literal["tensorboard"]
+
+
+class MlflowTracking(Settings):
+    """MLflow, one run a trial."""
+
+    name: Literal["mlflow"]
+    uri: str | None
+    """Of a server or a database; none: a database in the study's folder."""
+
+    @field_validator("uri")
+    @classmethod
+    def _names_no_secret_and_no_folder(cls, uri: str | None) -> str | None:
+        if uri is not None and (problem := tracking_problem_of(uri)) is not None:
+            raise ValueError(problem)
+        return uri
+
+
+Tracking = Annotated[NoTracking | WandbTracking | TensorboardTracking | MlflowTracking, Field(discriminator="name")]
 
 
 class Scale(Settings):
@@ -181,6 +215,7 @@ class Launch(Settings):
     """A folder in an object store, of which study_dir is then a working copy."""
     resume: Literal["auto", "never", "must"]
     trial: int | None = Field(ge=0)
+    trial_seed: int | None = Field(default=None, ge=1)
     checkpoint: str | None
     weights: str | None
     mapping: str | None
@@ -223,7 +258,18 @@ class Launch(Settings):
         return self
 
     @model_validator(mode="after")
+    def _can_confirm(self) -> Self:
+        if self.search.confirm.top_k and self.scheduler.name == "pbt":
+            raise ValueError(
+                "search.confirm.top_k must be 0 with scheduler=pbt, where a trial that took over others' weights "
+                f"cannot be trained again alone, got {self.search.confirm.top_k}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _read_by_the_command(self) -> Self:
+        if self.trial_seed is not None and self.trial is None:
+            raise ValueError("trial_seed goes with trial=N, the trial that was confirmed")
         read_by = {"trial": "train", "checkpoint": "evaluate", "weights": "import", "mapping": "import"}
         for key, command in read_by.items():
             if getattr(self, key) is not None and self.command != command:
@@ -265,6 +311,8 @@ def without_places(settings: Launch | Run) -> dict[str, Any]:
     """`data` and `task` as plain values, without the keys that say where something lies."""
     data, task = (part.model_dump(mode="json", by_alias=True) for part in (settings.data, settings.task))
     del task["encoder"]
+    if task["folds"] == 1:
+        del task["folds"]  # as studies of earlier versions have it
     return {"data": {key: value for key, value in data.items() if key not in UNCHANGED_BY}, "task": task}
 
 

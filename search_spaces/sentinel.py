@@ -145,6 +145,10 @@ class Sentinel:
             there = wanted
         now = time.monotonic()
         with self._lock:
+            wanted, there = (
+                wanted & self._going.keys(),
+                there & self._going.keys(),
+            )  # another thread may have looked, too
             for thing in wanted - there:
                 self._longest = max(self._longest, now - self._going.pop(thing))
                 self._gone += 1

@@ -1,42 +1,93 @@
-"""Weights & Biases beside a search: one run a trial, told what the study's events say.
+"""What keeps the runs of a search beside its own folder: Weights & Biases, TensorBoard or MLflow.
 
-A thread of its own reads the events and talks to W&B, so that neither a slow network nor a failure of W&B holds up the
-search. The events stay the truth: what W&B never got is told to it by the next launch.
+A thread of its own reads the study's events and tells them to the tracker, so that neither a slow network nor a failure
+holds up the search. The events stay the truth, and every tracker is told them from the first one on: what it never got,
+because it was down or switched on later, it gets when it answers again or with the next launch. What it has, it keeps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
-import netrc
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Any, Protocol, Self
 
-from search_spaces.schema import NoTracking, Tracking, WandbTracking
+from search_spaces.schema import ChoiceError, MlflowTracking, NoTracking, TensorboardTracking, Tracking, WandbTracking
 from trainables.files import write_atomically
 from trainables.study import StudyFolder
 
 logger = logging.getLogger(__name__)
 
-INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30, 60  # of W&B's server, for a run's beginning and for its last data
-INTERRUPTED = 255  # W&B's exit code for Ctrl-C: the trial goes on with the next launch
-FORMER_HOST = {"api.forge.coreweave.com": "api.wandb.ai"}  # a key for W&B's former host serves its present one
+PATIENCE_S = 150  # at the end of a search, with a tracker that takes nothing in
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0  # after a failure, before all is told again
+PACKAGES = {
+    "wandb": ("wandb", "wandb"),
+    "tensorboard": ("tensorboardX", "tensorboardX"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+}
+"""What each tracker is imported as, and what it is installed as."""
+
+
+class Runs(Protocol):
+    """A tracker's runs, one a trial. All is called from one thread; what raises is tried again with new runs."""
+
+    def connect(self) -> None:
+        """Reach what keeps the runs; called once, first."""
+
+    def take_in(self, event: Mapping[str, Any]) -> None:
+        """Tell it one event of the study; they come in order, from the first one on, and what it has is left out."""
+
+    def settle(self) -> None:
+        """All events that there are have been taken in."""
+
+    def close(self) -> None:
+        """Let go of everything; trials that have not ended are interrupted. Never raises."""
+
+
+def check_tracker(tracking: Tracking) -> None:
+    """Refuse a tracker whose package is not installed, before anything is trained.
+
+    Raises:
+        ChoiceError: naming the package.
+    """
+    if isinstance(tracking, NoTracking):
+        return
+    module, package = PACKAGES[tracking.name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:  # a folder of that name is none
+        raise ChoiceError(f"tracking={tracking.name} needs the package {package}: install it, or type tracking=none")
+
+
+def make_runs(tracking: Tracking, folder: StudyFolder, *, maximize: bool) -> Runs:
+    """The runs of a tracker, whose package is imported only here."""
+    if isinstance(tracking, WandbTracking):
+        from search_spaces.tracking_wandb import WandbRuns
+
+        return WandbRuns(tracking, folder)
+    if isinstance(tracking, TensorboardTracking):
+        from search_spaces.tracking_tensorboard import TensorboardRuns
+
+        return TensorboardRuns(folder)
+    assert isinstance(tracking, MlflowTracking)
+    from search_spaces.tracking_mlflow import MlflowRuns
+
+    return MlflowRuns(tracking, folder, maximize=maximize)
 
 
 @contextlib.contextmanager
-def make_tracker(tracking: Tracking, folder: StudyFolder) -> Iterator[Callable[[], None]]:
+def make_tracker(tracking: Tracking, folder: StudyFolder, *, maximize: bool = True) -> Iterator[Callable[[], None]]:
     """What to call after every change of a study, for as long as the search runs.
 
     Args:
-        tracking: where to; W&B is imported only if it is asked for.
+        tracking: where to.
         folder: the study's.
+        maximize: whether the largest value is the best.
 
     Yields:
         A function that returns at once and never raises.
@@ -44,34 +95,24 @@ def make_tracker(tracking: Tracking, folder: StudyFolder) -> Iterator[Callable[[
     if isinstance(tracking, NoTracking):
         yield lambda: None
         return
-    try:
-        runs = WandbRuns(tracking, folder)
-    except Exception as error:  # noqa: BLE001  a broken W&B is no reason not to search
-        _give_up(error)
-        yield lambda: None
-        return
-    with Tracker(runs, folder.events) as tracker:
+    with Tracker(lambda: make_runs(tracking, folder, maximize=maximize), folder.events) as tracker:
         yield tracker
-
-
-def _give_up(error: BaseException) -> None:
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    logger.warning("tracking stopped, the search goes on: %s", said)
 
 
 class Tracker:
     """Passes a study's events on from a thread; call it after every change.
 
     Args:
-        runs: takes them in.
+        make: the runs that take them in; called in the thread, and again after a failure.
         events: the study's log.
     """
 
-    def __init__(self, runs: WandbRuns, events: Path) -> None:
-        self._runs = runs
-        self._events = NewEvents(events)
+    def __init__(self, make: Callable[[], Runs], events: Path) -> None:
+        self._make = make
+        self._events = events
         self._changed = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
+        self._num_told = 0
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
     def __enter__(self) -> Self:
@@ -86,27 +127,52 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._closing = True
+        self._closing.set()
         self._changed.set()
         self._thread.join(timeout=5)
-        if self._thread.is_alive():
-            patience = INIT_TIMEOUT_S + 2 * FINISH_TIMEOUT_S
-            logger.warning("waiting for W&B to take in what is left, at most %d s", patience)
-            self._thread.join(timeout=patience)
+        told = -1
+        while self._thread.is_alive() and told < self._num_told:  # as long as it gets on
+            told = self._num_told
+            logger.warning("waiting for the tracker to take in the rest, given up after %d s of nothing", PATIENCE_S)
+            self._thread.join(timeout=PATIENCE_S)
 
     def _work(self) -> None:
+        """Tell all events; after a failure tell all again, later and later, and once at the end of the search."""
+        pause, warned = FIRST_PAUSE_S, False
+        while True:
+            closing = self._closing.is_set()
+            failure = self._tell()
+            if failure is None:
+                return
+            logger.log(logging.INFO if warned else logging.WARNING, "tracking stopped, the search goes on: %s", failure)
+            warned = True
+            if closing:
+                return
+            self._closing.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _tell(self) -> str | None:
+        """Pass events on until the search ends; what went wrong, if something did."""
+        runs, failure = None, None
         try:
-            self._runs.connect()
+            runs = self._make()
+            runs.connect()
+            new_events = NewEvents(self._events)
             closing = False
             while not closing:
                 self._changed.wait()
                 self._changed.clear()
-                closing = self._closing  # read before the events, so that none comes in between
-                for event in self._events():
-                    self._runs.take_in(event)
-        except Exception as error:  # noqa: BLE001  whatever W&B does, the search goes on
-            _give_up(error)
-        self._runs.close()
+                closing = self._closing.is_set()  # read before the events, so that none comes in between
+                for event in new_events():
+                    runs.take_in(event)
+                    self._num_told += 1
+                runs.settle()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a tracker does, the search goes on
+            failure = " ".join(str(error).split())[:300] or type(error).__name__
+        self._changed.set()
+        if runs is not None:
+            runs.close()
+        return failure
 
 
 class NewEvents:
@@ -134,122 +200,37 @@ class NewEvents:
                     return
                 self._offset += len(line)
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        yield event
 
 
-class WandbRuns:
-    """The W&B runs of the trials that have not ended.
-
-    A run's id follows from the study's first event and the trial's number: a study that goes on, or has moved, finds
-    its runs again, and a new study in an old one's place does not. Trials that W&B has been told all of are listed in
-    `wandb/told.json`; the others are told from their beginning, since W&B's own file of a killed process is empty.
+class ToldTrials:
+    """The trials that a tracker has been told all of, kept in a file of the study.
 
     Args:
-        tracking: project, entity and mode.
-        folder: the study's; W&B's files go to its subfolder `wandb`.
+        path: `told.json` in the tracker's folder.
+
+    Raises:
+        ValueError: if the file is damaged.
     """
 
-    def __init__(self, tracking: WandbTracking, folder: StudyFolder) -> None:
-        # else W&B reports its own troubles over the network, in offline mode too; it is read when W&B is imported
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._numbers: set[int] = set(json.loads(path.read_bytes())) if path.exists() else set()
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: remove it, and all trials are told again") from error
 
-        self._wandb = wandb
-        self._tracking = tracking
-        self._folder = folder
-        self._mode: Literal["online", "offline"] = tracking.mode
-        self._list = folder.path / "wandb" / "told.json"
-        self._told: set[int] = set(json.loads(self._list.read_bytes())) if self._list.exists() else set()
-        self._study: str | None = None
-        self._runs: dict[int, Any] = {}
+    def __contains__(self, number: object) -> bool:
+        return number in self._numbers
 
-    def connect(self) -> None:
-        """Start W&B's process, which writes nothing to the terminal; without a key, stay offline."""
-        base_url = self._wandb.setup(settings=self._wandb.Settings(silent=True)).settings.base_url
-        if self._mode == "online" and not has_key(base_url):
-            self._mode = "offline"
-            logger.warning(
-                "tracking offline, no key for %s in WANDB_API_KEY or ~/.netrc: log in with `wandb login`, then send "
-                "the runs with `wandb sync %s`",
-                base_url,
-                self._list.parent / "offline-run-*",
-            )
-
-    def take_in(self, event: Mapping[str, Any]) -> None:
-        """Tell W&B of one event of the study; they come in order, from the first one on."""
-        if self._study is None:
-            self._study = hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()[:12]
-        number, kind = event.get("trial"), event["event"]
-        if number is None or number in self._told:
-            return
-        if kind == "trial_started":
-            self._runs[number] = self._open(number, event["params"])
-        elif kind == "epoch" and event["epoch"] >= self._runs[number].starting_step:  # else W&B has it from before
-            self._runs[number].log(event["metrics"], step=event["epoch"], commit=True)
-        elif kind == "exploit":
-            self._runs[number].config.update(event["params"], allow_val_change=True)
-        elif kind == "trial_ended":
-            self._end(number, event)
-
-    def _open(self, number: int, params: Mapping[str, Any]) -> Any:
-        return self._wandb.init(
-            project=self._tracking.project,
-            entity=self._tracking.entity,
-            group=self._folder.path.name,
-            name=f"trial {number}",
-            id=f"{self._study}-{number:04d}",
-            config=dict(params),
-            dir=self._folder.path,
-            mode=self._mode,
-            reinit="create_new",  # several trials run at a time
-            # offline there is nothing to resume: `wandb sync` lets a later run replace an earlier one of the same id
-            resume="allow" if self._mode == "online" else None,
-            settings=self._settings(),
-        )
-
-    def _settings(self) -> Any:
-        """Nothing of the driver's: its output, load and packages say nothing of a trial, and the study records them."""
-        return self._wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
-            finish_timeout_raises=True,
-        )
-
-    def _end(self, number: int, event: Mapping[str, Any]) -> None:
-        run = self._runs.pop(number)
-        run.summary.update({key: event[key] for key in ("state", "value", "reason", "epochs", "seconds")})
-        run.finish(exit_code=1 if event["state"] == "FAIL" else 0)
-        self._told.add(number)
-        write_atomically(self._list, json.dumps(sorted(self._told)).encode())
-
-    def close(self) -> None:
-        """End what is open as interrupted, and W&B's process; never raises."""
-        with contextlib.suppress(Exception, SystemExit):  # the latter where W&B's process has died
-            self._wandb.teardown(exit_code=INTERRUPTED)
+    def add(self, number: int) -> None:
+        """Keep one more."""
+        self._numbers.add(number)
+        write_atomically(self._path, json.dumps(sorted(self._numbers)).encode())
 
 
-def has_key(base_url: str) -> bool:
-    """Whether W&B would find a key for its server, so that it never comes to ask for one.
-
-    Args:
-        base_url: the server's.
-    """
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(base_url).netloc
-    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    path = next(filter(os.path.exists, map(os.path.expanduser, names)), None)
-    return path is not None and any(_has_entry(path, known) for known in (host, FORMER_HOST.get(host, host)))
-
-
-def _has_entry(path: str, host: str) -> bool:
-    try:
-        entry = netrc.netrc(path).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return entry is not None and bool(entry[2])
+def study_id(first_event: Mapping[str, Any]) -> str:
+    """A name for a study that it keeps wherever its folder moves, and that no other study has."""
+    return hashlib.sha256(json.dumps(first_event, sort_keys=True).encode()).hexdigest()[:12]

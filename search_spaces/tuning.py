@@ -24,6 +24,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from search_spaces.books import Books
 from search_spaces.ledger import Ledger, TrialRecord
 from search_spaces.schema import Scheduler
 from search_spaces.sentinel import Sentinel
@@ -62,7 +63,7 @@ class LedgerSearcher(Searcher):
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Books,
         trouble: Trouble,
         assign: Callable[[TrialRecord, Run], dict[str, Any]],
         room: Callable[[], int],
@@ -105,7 +106,7 @@ class LedgerScheduler(FIFOScheduler):
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Books,
         trouble: Trouble,
         on_change: Callable[[], None],
         places: Places,
@@ -179,16 +180,17 @@ class PopulationScheduler(LedgerScheduler):
         assign: Callable[[TrialRecord, Run], dict[str, Any]],
     ) -> None:
         super().__init__(ledger, trouble, on_change, places, sentinel)
+        self._population = ledger
         self._assign = assign
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Stop, go on, or wait for the others at an interval's end."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP or result["epoch"] not in self._ledger.exploit_epochs:
+        if decision == TrialScheduler.STOP or result["epoch"] not in self._population.exploit_epochs:
             return decision
         exploit = None
         with self._trouble.kept():
-            exploit = self._ledger.exploit(trial.config["number"])
+            exploit = self._population.exploit(trial.config["number"])
         waiting = any(other.status in (TuneTrial.PENDING, TuneTrial.PAUSED) for other in tune_controller.get_trials())
         if exploit is None and not waiting:
             return decision
@@ -215,7 +217,7 @@ def unflattened(result: dict[str, Any]) -> dict[str, Any]:
 class StudyStopper(Stopper):
     """Stops all when a budget is used up, the books are in trouble or the search is to end; what runs goes on later."""
 
-    def __init__(self, ledger: Ledger, trouble: Trouble, to_end: Callable[[], bool]) -> None:
+    def __init__(self, ledger: Books, trouble: Trouble, to_end: Callable[[], bool]) -> None:
         self._ledger = ledger
         self._trouble = trouble
         self._to_end = to_end
@@ -342,7 +344,7 @@ class Places:
 
 
 def run_trials(
-    ledger: Ledger,
+    ledger: Books,
     cluster: Cluster,
     *,
     store: Path,
@@ -356,7 +358,7 @@ def run_trials(
     """Run trials on the connected Ray cluster until the ledger has enough, a budget is used up, or the user stops it.
 
     Args:
-        ledger: hands out trials and takes in their results.
+        ledger: hands out trials and takes in their results; or a confirmation, which does so with its runs.
         cluster: how many workers a trial has, and how many trials there may be.
         store: the prepared recordings, seen by every node.
         metric: what trials are judged by.
@@ -393,7 +395,9 @@ def run_trials(
 
     trouble, sentinel = Trouble(), Sentinel(ledger.folder)
     following, room = LedgerScheduler(ledger, trouble, on_change, places, sentinel), places.room
-    if scheduler.name == "pbt":  # the whole population is started at once and takes turns on what the cluster has
+    if scheduler.name == "pbt" and isinstance(
+        ledger, Ledger
+    ):  # the whole population is started at once and takes turns on what the cluster has
         following = PopulationScheduler(ledger, trouble, on_change, places, sentinel, assign)
 
         def room() -> int:

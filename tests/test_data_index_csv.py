@@ -1,8 +1,10 @@
 import csv
+import hashlib
+import json
 import os
 import pickle
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,8 @@ def test_a_table_with_a_fold_column_says_who_and_where(root):
     write_index(
         root / "index.csv", age=[61, None, 50, 40], sex=["F", "male", None, "m"], device="x", site=1, text=reports
     )
+    flags = ["noise; drift", None, ",", "pacemaker"]
+    pd.read_csv(root / "index.csv", dtype=str).assign(flags=flags).to_csv(root / "index.csv", index=False)
     reader = one_table(
         root,
         label_columns=["LABEL"],
@@ -57,6 +61,7 @@ def test_a_table_with_a_fold_column_says_who_and_where(root):
         device_column="device",
         site_column="site",
         report_column="text",
+        quality_column="flags",
     )
     rows = reader.table().to_dict("records")
     assert rows[0] == {
@@ -70,10 +75,12 @@ def test_a_table_with_a_fold_column_says_who_and_where(root):
         "site": "1",
         "path": "r0.npy",
         "report": "Sinusrhythmus, kein\nBefund.",
+        "quality": ["noise", "drift"],
         "rate_hz": 250.0,
     }
     assert np.isnan(rows[1]["age"])
     assert [pd.isna(row["report"]) for row in rows] == [False, True, True, False]
+    assert [row["quality"] for row in rows[1:]] == [[], [], ["pacemaker"]]  # an empty cell: nothing was found
     assert rows[3]["report"] == "bÄÖü 心"
     assert [row["fold"] for row in rows] == [1, 2, 9, 10]
 
@@ -182,6 +189,20 @@ def test_without_label_columns_there_are_no_protocols(root):
 
 def test_without_a_report_column_there_are_no_reports(root):
     assert one_table(root).table()["report"].isna().all()
+
+
+def test_without_a_quality_column_nothing_is_known_of_flags_and_stores_built_before_it_are_found(root):
+    reader = one_table(root)
+    assert reader.table()["quality"].isna().all()
+    keys = {name: value for name, value in asdict(reader).items() if name not in ("root", "index_dir", "ecg_dir")}
+    assert keys.pop("quality_column") is None
+    digest = hashlib.sha256(json.dumps(keys, sort_keys=True, default=list).encode())
+    digest.update(hashlib.sha256((root / "index.csv").read_bytes()).digest())
+    files = [root / name for name in reader.table()["path"]]
+    sizes = [file.stat().st_size if file.exists() else "missing" for file in files]
+    digest.update("".join(f"{file.name} {size}\n" for file, size in zip(files, sizes, strict=True)).encode())
+    assert reader.fingerprint() == digest.hexdigest()
+    assert one_table(root, quality_column="LABEL").fingerprint() != digest.hexdigest()
 
 
 # --- bad tables

@@ -12,7 +12,7 @@ import pytest
 
 from data import ptb_xl
 from data.labels import read_labels
-from data.ptb_xl import PTBXL, read_wfdb
+from data.ptb_xl import PTBXL, QUALITY_COLUMNS, read_wfdb
 from data.record import LEADS, DataError, Record, RecordError
 from data.synthetic import Synthetic
 
@@ -70,6 +70,15 @@ def test_the_published_table_has_the_published_counts(ptbxl_datasets, tmp_path):
     assert table["sex"].value_counts().to_dict() == {"male": 11_354, "female": 10_445}
     assert table["report"].str.strip().ne("").sum() == 21_797
     assert table["report"].nunique() == 9887
+    flags = pd.Series([flag for flags in table["quality"] for flag in flags]).value_counts().to_dict()
+    assert flags == {
+        "static_noise": 3260,
+        "extra_beats": 1949,
+        "baseline_drift": 1598,
+        "burst_noise": 612,
+        "pacemaker": 291,
+        "electrodes_problems": 30,
+    }
     assert table["report"].str.contains("unbestÄtigter").sum() > 1000
     assert {name: len(protocol.classes) for name, protocol in protocols.items()} == {
         "all": 71,
@@ -244,6 +253,8 @@ def test_a_damaged_header_gives_a_record_or_a_record_error(root):
 
 def test_a_row_says_who_and_where(root):
     edit_database(root, age=300.0, sex=1, site=2.0, device="CS100    3", patient_id=15709.0, report="unbestÄtigt, 2.")
+    edit_database(root, static_noise=" , I-AVR,  ", burst_noise=" ", baseline_drift=None, pacemaker="ja, pacemaker")
+    edit_database(root, extra_beats=None)
     row = PTBXL(root, 100).table().iloc[0].to_dict()
     assert row.pop("codes")
     assert row == {
@@ -256,6 +267,7 @@ def test_a_row_says_who_and_where(root):
         "site": "2",
         "path": "records100/00000/00001_lr",
         "report": "unbestÄtigt, 2.",
+        "quality": ["static_noise", "pacemaker"],
     }
 
 
@@ -279,6 +291,12 @@ def test_a_table_without_reports_is_read(root, damage):
     after = PTBXL(root, 100).table()
     assert after["report"].isna().all()
     assert after.drop(columns="report").equals(before.drop(columns="report"))
+
+
+def test_a_table_without_columns_on_quality_knows_of_no_flags(root):
+    database = pd.read_csv(root / "ptbxl_database.csv")
+    database.drop(columns=list(QUALITY_COLUMNS)).to_csv(root / "ptbxl_database.csv", index=False)
+    assert PTBXL(root, 100).table()["quality"].isna().all()
 
 
 def test_a_report_that_lies_in_another_column_is_not_quoted(root):

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +42,7 @@ class InMemory:
     rate_hz: float = 100
     name: str = "memory"
     reports: tuple[str | None, ...] | None = None  # None: the table has no such column
+    quality: tuple[list[str] | None, ...] | None = None  # likewise
 
     def table(self) -> pd.DataFrame:
         rows = [
@@ -57,7 +60,8 @@ class InMemory:
             for number in range(len(self.signals_mv))
         ]
         table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-        return table if self.reports is None else table.assign(report=list(self.reports))
+        given = {"report": self.reports, "quality": self.quality}
+        return table.assign(**{name: list(cells) for name, cells in given.items() if cells is not None})
 
     def read(self, row: Mapping[str, Any]) -> Record:
         signal_mv = self.signals_mv[int(row["path"])]
@@ -228,7 +232,8 @@ def test_records_of_different_lengths_lie_one_after_another(tmp_path):
 
 def test_the_index_keeps_who_the_records_are_of(tmp_path):
     store = built(InMemory((noise(), noise(seed=1))), tmp_path)
-    assert {*TABLE_COLUMNS, "report", "offset", "num_samples", "flat_leads"} == set(store.index.columns)
+    optional = {"report", "quality"}
+    assert {*TABLE_COLUMNS, *optional, "offset", "num_samples", "flat_leads"} == set(store.index.columns)
     first = store.index.iloc[0]
     assert (first["record_id"], first["patient_id"], first["fold"], first["age"]) == ("r0", "p0", 1, 50.5)
     assert store.index["sex"].isna().tolist() == [False, True]
@@ -275,6 +280,40 @@ def test_reports_are_kept_as_arrow_text_which_takes_no_more_memory_than_their_le
     texts = tuple(f"{number:04d} " + "x" * 95 for number in range(200))
     store = built(InMemory((noise(100),) * 200, reports=texts), tmp_path)
     assert store.index["report"].memory_usage(index=False, deep=True) < 1.15 * 200 * 100
+
+
+QUALITY = (["static_noise", "pacemaker"], [], None)
+
+
+def test_the_store_tells_no_flag_from_no_knowledge_of_flags(tmp_path):
+    signals = tuple(noise(seed=number) for number in range(len(QUALITY)))
+    store = Store.open(built(InMemory(signals, quality=QUALITY), tmp_path).path)
+    assert store.quality(range(len(QUALITY))) == list(QUALITY)
+    assert store.quality(np.array([2, 0])) == [None, ["static_noise", "pacemaker"]]
+    assert store.index["quality"].isna().tolist() == [False, False, True]
+    without = built(InMemory(signals, name="another"), tmp_path)
+    assert without.quality([0, 1, 2]) == [None, None, None]
+
+
+def without_quality(path):
+    """Makes of a store what it would have been before flags were kept."""
+    index = pq.read_table(path / "index.parquet").drop_columns("quality")
+    pq.write_table(index, path / "index.parquet")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["index_sha256"] = hashlib.sha256((path / "index.parquet").read_bytes()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_store_from_before_flags_were_kept_is_found_again_and_knows_of_none(tmp_path):
+    reader = InMemory((noise(), noise(seed=1)), reports=("one", "two"), quality=(["pacemaker"], []))
+    before = built(reader, tmp_path)
+    without_quality(before.path)
+    found = built(reader, tmp_path)
+    assert only_folder(tmp_path) == [before.path.name]  # nothing was built anew
+    assert found.hash == before.hash
+    assert found.quality([0, 1]) == [None, None]
+    assert found.reports([0, 1]) == ["one", "two"]
+    np.testing.assert_array_equal(found.signals, before.signals)
 
 
 def test_labels_come_from_the_store_alone(tmp_path):
@@ -658,9 +697,10 @@ def index_csv(folder: Path) -> IndexCsv:
         np.save(folder / f"{row['record_id']}.npy", source.read(row).signal_mv[::-1] * 1000)
     index = pd.DataFrame({"FILE_NAME": table["record_id"] + ".npy", "SAMPLE_RATE": 100, "fold": table["fold"]})
     index = index.assign(label=[codes[0] for codes in table["codes"]], who=table["patient_id"], text=table["report"])
+    index = index.assign(flags=table["quality"].str.join("; "))
     index.to_csv(folder / "i.csv")
     keys = {"csv": "i.csv", "fold_column": "fold", "label_columns": ["label"], "patient_id_column": "who"}
-    keys["report_column"] = "text"
+    keys |= {"report_column": "text", "quality_column": "flags"}
     return IndexCsv(folder, 100, **keys, leads=LEADS[::-1], unit="uV")
 
 
@@ -680,6 +720,9 @@ def test_a_readers_table_has_the_columns_and_kinds_that_are_relied_on(reader):
         assert row["sex"] in ("male", "female") or pd.isna(row["sex"])
         assert isinstance(row["age"], float)
         assert isinstance(row["report"], str)  # every generated record has one; a reader may do without the column
+        assert isinstance(row["quality"], list)  # likewise
+    flags = {flag for of_record in table["quality"] for flag in of_record}
+    assert flags <= {"static_noise", "baseline_drift", "extra_beats"}
 
 
 def test_a_readers_records_are_float32_millivolts_with_named_leads(reader):

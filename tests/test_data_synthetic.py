@@ -72,6 +72,16 @@ def test_reports_follow_from_the_statements_and_many_records_share_theirs(source
     assert table["report"].nunique() < 0.6 * len(table)
 
 
+def test_flags_are_rare_and_those_of_noise_are_on_records_with_more_of_it(source):
+    table = source.table()
+    noisy = np.array(["static_noise" in flags for flags in table["quality"]])
+    assert 0.02 < noisy.mean() < 0.4
+    roughness = [np.median(np.abs(np.diff(source.read(row).signal_mv))) for row in table.to_dict("records")[:120]]
+    assert np.mean(np.array(roughness)[noisy[:120]]) > 1.3 * np.mean(np.array(roughness)[~noisy[:120]])
+    beats = ["extra_beats" in flags for flags in table["quality"]]
+    assert beats == ["PVC" in codes for codes in table["codes"]]
+
+
 def test_every_statement_has_a_name_of_its_own_in_both_languages():
     assert synthetic._GERMAN_OF_CODE.keys() == STATEMENT_OF_CODE.keys()
     assert len(set(synthetic._GERMAN_OF_CODE.values())) == len(STATEMENT_OF_CODE)

@@ -133,19 +133,21 @@ def test_recordings_are_said_to_be_limited_or_left_out_only_where_they_are(capsy
     from search_spaces.compose import compose_choices
     from search_spaces.schema import checked
 
-    def said(train, *typed):
+    def said(train, *typed, folds=None):
         choices = checked(compose_choices([*SYNTHETIC, *typed]).tree)
         recordings = SimpleNamespace(
             split=SimpleNamespace(pretrain=np.arange(train), train=np.arange(train - 1), valid=[8], test=[9]),
             store=SimpleNamespace(index=pd.DataFrame({"fold": range(1, 11)})),
             labels=SimpleNamespace(labelled=np.ones(10, bool), classes=("MI",)),
             valid_classes=np.array([0]),
+            folds=None if folds is None else SimpleNamespace(described=lambda: folds),
         )
         launch.describe_recordings(choices, recordings, launch.Console(soft_wrap=True))
         return capsys.readouterr().out
 
     assert said(8) == "recordings: 8 pre-train, 7 train, 1 validate, 1 test\n"
     assert said(8, "task=finetune", "task.encoder=x") == "recordings: 7 train, 1 validate, 1 test\n"
+    assert said(8, folds="3 folds") == "recordings: 3 folds\n"
     assert "(training limited to 1400 patients; the test fold never is)" in said(7)
     assert "note: 7 recordings are not used, their folds 2, 3, 4, 5, 6, 7, 8 are" in said(1, "data.train_folds=[1]")
 

@@ -4,17 +4,25 @@ import dataclasses
 import json
 import os
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from data.record import DataError
-from reports.evaluate import evaluate_checkpoint, evaluate_study, probe_untrained
-from reports.folder import PREDICTIONS, UNTRAINED, read_study
+from models.ensemble import name_of_member
+from reports.evaluate import (
+    _digest_of_probe,
+    evaluate_checkpoint,
+    evaluate_study,
+    probe_untrained,
+    write_predictions,
+)
+from reports.folder import ATTRIBUTES, PREDICTIONS, UNTRAINED, read_predictions, read_study
 from reports.report import build
-from trainables.checkpoint import WEIGHTS, describe, description_of, load
+from trainables.checkpoint import WEIGHTS, describe, description_of, load, read_description
 from trainables.classify import enter_finetune
-from trainables.files import write_tensors
-from trainables.predict import validate
+from trainables.files import read_tensors, write_tensors
+from trainables.predict import predict, validate
 from trainables.pretrain import fresh_encoder, probed
 from trainables.recordings import open_recordings
 from trainables.state import TrainState
@@ -65,6 +73,44 @@ def test_each_model_is_passed_over_the_test_fold_once(study, tiny_store):
         "random_encoder": None,
         "default_configuration": 0,
     }
+
+
+def test_predictions_say_whose_recordings_they_are_of(study, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    found = read_study(study.path).predictions["best"]
+    index = tiny_recordings.store.index.assign(row=range(len(tiny_recordings.store.index))).set_index("record_id")
+    index = index.loc[found.record_ids]
+    assert found.attributes["age"].tolist() == index["age"].tolist()
+    for name in ("sex", "device", "site"):
+        assert found.attributes[name].tolist() == index[name].astype(object).tolist()
+    flags = tiny_recordings.store.quality(index["row"].to_numpy())
+    assert found.attributes["quality"].tolist() == [tuple(names) for names in flags]
+    assert any(flags)
+
+
+def test_predictions_of_an_older_version_learn_whose_recordings_they_are_without_a_look(study, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    path = study.report / PREDICTIONS["best"]
+    after, made_by = pd.read_parquet(path), read_predictions(path, []).made_by
+    write_predictions(path, after.drop(columns=list(ATTRIBUTES)), made_by)
+    assert "without opening the test fold" in build(study.path, num_resamples=5).read_text()
+    assert evaluate(study, tiny_recordings.store) == 0
+    assert len(opened(study)) == 3
+    again = read_predictions(path, [])
+    assert again.made_by == made_by
+    pd.testing.assert_frame_equal(pd.read_parquet(path)[after.columns], after)
+    assert "Subgroups are not shown" not in build(study.path, num_resamples=5).read_text()
+
+
+def test_predictions_of_other_recordings_are_left_as_they_are(study, tiny_recordings):
+    evaluate(study, tiny_recordings.store)
+    path = study.report / PREDICTIONS["best"]
+    made_by = read_predictions(path, []).made_by
+    other = pd.read_parquet(path).drop(columns=list(ATTRIBUTES))
+    write_predictions(path, other.assign(record_id="of another store " + other["record_id"]), made_by)
+    before = path.read_bytes()
+    assert evaluate(study, tiny_recordings.store) == 0
+    assert path.read_bytes() == before
 
 
 def test_the_default_configuration_as_the_best_trial_is_passed_over_it_once(study, tiny_run, tiny_recordings):
@@ -130,6 +176,32 @@ def test_the_random_encoder_has_the_best_trials_architecture(study, tiny_run, ti
     put(study, "best_1", tiny_run.model_copy(update={"model": other}), tiny_recordings, 5)
     evaluate(study, tiny_recordings.store)
     assert [model for model, _ in opened(study)].count("random_encoder") == 2
+
+
+def test_a_confirmed_seed_is_evaluated_as_a_model_of_its_own_and_held_against_the_same_random_encoder(
+    study, tiny_run, tiny_recordings
+):
+    configuration = {"search": {"name": "s", "metric": "val/auroc"}, "seed": tiny_run.seed, "data": {}}
+    study.write_configuration(configuration)
+    evaluate(study, tiny_recordings.store)
+    data = tiny_run.data.model_copy(update={"subsample_seed": tiny_run.seed})
+    folder = put(study, "best_1", tiny_run.model_copy(update={"seed": 77, "data": data}), tiny_recordings, 3)
+    with_seed(folder, 2, shift=0.5)
+    assert evaluate(study, tiny_recordings.store) == 1
+    assert opened(study)[-1] == ("best", 3)
+    assert [model for model, _ in opened(study)].count("random_encoder") == 1
+    assert read_study(study.path).predictions["best"].made_by["index"] == 2
+    with_seed(folder, 3, shift=0.5)
+    read = read_study(study.path)
+    assert (read.outdated, "best" in read.predictions) == (3, False)
+    assert "Another seed of trial 3 has been chosen since" in build(study.path, num_resamples=20).read_text()
+
+
+def with_seed(folder, index, *, shift):
+    """Make a checkpoint one of a confirmation run, with weights of its own."""
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, {name: tensor + shift for name, tensor in tensors.items()}, {})
+    describe(folder, read_description(folder) | {"confirmed": {"index": index, "seed": 77}})
 
 
 @pytest.mark.parametrize("place", ["checkpoints/best_1", "again/trial_0003/checkpoint"])
@@ -233,7 +305,7 @@ def test_what_was_probed_before_an_interruption_is_kept(searched, tiny_run, tiny
 
     def second_is_interrupted(trial):
         if asked:
-            monkeypatch.setattr("reports.evaluate.probed", interrupted)
+            monkeypatch.setattr("reports.evaluate.probed_unit", interrupted)
         return run_of(tiny_run, asked)(trial)
 
     asked, place = [], tiny_recordings.store.path
@@ -247,3 +319,72 @@ def test_what_was_probed_before_an_interruption_is_kept(searched, tiny_run, tiny
 def test_a_search_of_one_method_probes_no_untrained_encoder(study, tiny_run, tiny_recordings):
     assert probe_untrained(study, tiny_recordings.store.path, run_of(tiny_run), ALONE) == 0
     assert not (study.report / UNTRAINED).exists()
+
+
+# -------- k folds
+
+
+@pytest.fixture(scope="module")
+def folded(compose_run, tiny_store):
+    run = compose_run("task.folds=3")
+    return run, open_recordings(run, tiny_store.path)
+
+
+def put_folded(study, name, run, recordings, trial):
+    weights = {}
+    for number in range(run.task.folds):
+        state = TrainState("val/auroc", maximize=True)
+        enter_finetune(run, state, fresh_encoder(run), recordings.of_fold(number), ALONE, resumed=True)
+        weights |= {
+            name_of_member(number, key): tensor + (trial + number) / 100
+            for key, tensor in state.model.state_dict().items()
+        }
+    write_tensors(study.checkpoints / name / WEIGHTS, weights, {})
+    best = {"epoch": 1, "value": 0.5, "metrics": {}}
+    describe(study.checkpoints / name, description_of(run, recordings, best, "val/auroc", trial=trial))
+
+
+def test_of_k_folds_validation_is_out_of_fold_and_test_is_of_all_models(tmp_path, folded):
+    run, recordings = folded
+    store, study = recordings.store, StudyFolder(tmp_path / "study")
+    study.write_configuration({"search": {"name": "s", "metric": "val/auroc"}})
+    put_folded(study, "best_1", run, recordings, 3)
+    assert evaluate(study, store) == 2
+    assert opened(study) == [("best", 3), ("random_encoder", None)]
+    found = pd.read_parquet(study.report / PREDICTIONS["best"]).set_index("record_id")
+    tested = found["fold"] == 10
+    assert (found["split"] == tested.map({True: "test", False: "valid"})).all()
+    assert len(found) == recordings.labels.labelled.sum()  # each record once
+    ensemble, ids = load(study.checkpoints / "best_1").classifier, store.index["record_id"].astype(str)
+    for models, rows in (
+        *(([number], part.valid) for number, part in enumerate(recordings.splits)),
+        ([0, 1, 2], recordings.split.test),
+    ):
+        answers = [
+            predict(ensemble.member(number), store, rows, run.data, ALONE, kind="multilabel") for number in models
+        ]
+        saved = found.loc[ids.iloc[rows], [f"p_{name}" for name in recordings.labels.classes]].to_numpy()
+        np.testing.assert_allclose(saved, np.mean(answers, axis=0), rtol=0, atol=1e-6)
+    assert build(study.path, num_resamples=20).exists()
+
+
+def test_a_checkpoint_of_folds_answers_what_it_was_trained_on_out_of_fold(tmp_path, folded):
+    run, recordings = folded
+    study = StudyFolder(tmp_path / "study")
+    put_folded(study, "best_1", run, recordings, 3)
+    folder, store, labels = study.checkpoints / "best_1", recordings.store, recordings.labels
+    checkpoint, rows = load(folder), recordings.splits[1].valid
+
+    def answered(checkpoint):
+        return evaluate_checkpoint(checkpoint, folder, store, labels, rows, "valid", ALONE).filter(like="p_").to_numpy()
+
+    own = predict(checkpoint.classifier.member(1), store, rows, run.data, ALONE, kind="multilabel")
+    np.testing.assert_allclose(answered(checkpoint), own, rtol=0, atol=1e-6)
+    elsewhere = dataclasses.replace(checkpoint, description=checkpoint.description | {"store": "another"})
+    together = predict(checkpoint.classifier, store, rows, run.data, ALONE, kind="multilabel")
+    np.testing.assert_allclose(answered(elsewhere), together, rtol=0, atol=1e-6)
+
+
+def test_untrained_encoders_of_k_folds_are_not_taken_for_those_of_one_split(folded, tiny_run):
+    encoder = fresh_encoder(tiny_run)
+    assert _digest_of_probe(folded[0], encoder) != _digest_of_probe(tiny_run, encoder)

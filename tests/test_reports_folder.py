@@ -93,6 +93,24 @@ def test_predictions_come_in_the_order_of_their_ids(tmp_path):
     assert found.of_split("test").record_ids.tolist() == ["b", "c"]
 
 
+def test_what_is_known_of_a_recording_follows_its_record(tmp_path):
+    table(age=[50.0, None, 300.0], sex=["male", None, "female"], quality=[["a", "b"], [], None]).to_parquet(
+        tmp_path / "p.parquet"
+    )
+    found = read_predictions(tmp_path / "p.parquet", [10]).of_split("test")
+    assert found.record_ids.tolist() == ["b", "c"]
+    assert found.attributes.columns.tolist() == ["age", "sex", "quality"]
+    assert found.attributes["age"].tolist() == [50.0, 300.0]
+    assert found.attributes["quality"].tolist() == [("a", "b"), None]
+
+
+def test_predictions_of_an_older_version_have_no_attributes(tmp_path):
+    table().to_parquet(tmp_path / "p.parquet")
+    found = read_predictions(tmp_path / "p.parquet", [10])
+    assert found.attributes.empty
+    assert found.of_split("test").attributes.empty
+
+
 def test_without_a_column_for_it_the_fold_says_which_split_a_record_is_in(tmp_path):
     table().drop(columns="split").to_parquet(tmp_path / "p.parquet")
     assert read_predictions(tmp_path / "p.parquet", [10]).splits.tolist() == ["valid", "test", "test"]

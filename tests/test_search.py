@@ -126,7 +126,7 @@ def test_the_reports_auroc_is_scikit_learns_on_the_saved_predictions(finished):
 def test_every_model_opened_the_test_fold_once_and_a_rebuilt_report_opens_nothing(finished, monkeypatch):
     study = finished / "study"
     opened = [event for event in events_of(study) if event["event"] == "test_fold_opened"]
-    assert len(opened) == len({event["model"] for event in opened})
+    assert len(opened) == len({(event["model"], event["trial"]) for event in opened})
     before = (study / "report" / "metrics.json").read_bytes()
     monkeypatch.chdir(finished)
     assert launch.main(["command=report", "study_dir=study"]) == 0
@@ -140,9 +140,10 @@ def test_a_trial_again_outside_the_tuner_gives_its_figures_bit_for_bit(finished,
     assert "the study's figures, bit for bit" in capsys.readouterr().out
 
 
-def test_a_finished_study_says_so_and_what_to_change(finished, monkeypatch, capsys):
+def test_a_finished_study_says_so_and_what_to_change_and_a_new_tracker_is_told_it(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
-    assert launch.main(TINY) == 0
+    assert launch.main([*TINY, "tracking=tensorboard"]) == 0
+    assert json.loads((finished / "study" / "tensorboard" / "told.json").read_text()) == list(range(5))
     said = capsys.readouterr().out
     assert "finished with 5 trials; type search.num_trials=N" in said
     assert "test fold opened 0 times now" in said
@@ -164,8 +165,9 @@ def test_a_checkpoint_is_evaluated_outside_the_study(finished, monkeypatch, caps
 
 def test_a_search_that_is_killed_goes_on_without_losing_or_repeating_a_trial(tmp_path):
     study = tmp_path / "study"
+    tracked = [*TINY, "tracking=wandb", "tracking.mode=offline"]
     running = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "launch.py"), *TINY],
+        [sys.executable, str(REPOSITORY / "launch.py"), *tracked],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -185,10 +187,12 @@ def test_a_search_that_is_killed_goes_on_without_losing_or_repeating_a_trial(tmp
     running.stdout.close()
     before = [event for event in events_of(study) if event["event"] == "trial_ended"]
     assert len(before) < 5
-    ended = run_in(tmp_path, *TINY)
+    ended = run_in(tmp_path, *tracked)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     check_books(study, 5)
     assert (study / "report" / "index.html").exists()
+    runs = sorted(path.name.rpartition("-")[2] for path in (study / "wandb").glob("offline-run-*"))
+    assert runs == [f"{number:04d}" for number in range(5)]  # one a trial, the interrupted ones too
 
 
 def test_two_workers_a_trial_leave_nothing_behind(tmp_path):
@@ -236,4 +240,4 @@ def test_methods_are_searched_against_each_other_and_reported_beside_their_untra
     assert metrics["importance"]["at_epoch"]["reason"]  # six trials say nothing, and it says so
     events = events_of(study)
     opened = [event["model"] for event in events if event["event"] == "test_fold_opened"]
-    assert set(opened) <= {"best", "random_encoder", "default_configuration"}
+    assert set(opened) <= {"best", "random_encoder", "default_configuration", "ensemble_member"}

@@ -33,6 +33,15 @@ def test_a_search_costs_its_epochs_times_its_trials(cost_of):
     assert cost.device_hours == pytest.approx(70 / 3600)
 
 
+def test_a_confirmation_begins_after_the_last_trial_and_costs_its_trainings(cost_of):
+    epochs = ("task.pretrain.num_epochs=3", "task.finetune.num_epochs=4", "search.num_trials=10")
+    cost = cost_of(*epochs, "search.confirm.top_k=2", "search.confirm.seeds=3")
+    assert (cost.num_confirmation_runs, cost.runs) == (6, "10 trials and 6 confirmation runs")
+    assert cost.search_seconds == 21.0 + 14.0  # two rounds more
+    assert cost.device_hours == pytest.approx((70 + 42) / 3600)
+    assert cost_of(*epochs, "search.num_trials=1", "search.confirm.top_k=5").num_confirmation_runs == 3
+
+
 def test_workers_share_a_trial_and_take_room_from_others(cost_of):
     cost = cost_of("task.pretrain.num_epochs=3", "task.finetune.num_epochs=4", "cluster.workers_per_trial=2")
     assert (cost.trial_seconds, cost.at_a_time) == (3.5, 2)
@@ -61,6 +70,15 @@ def test_training_records_are_counted_after_patients_are_drawn(cost_of):
     everyone = cost_of("data.max_train_patients=null").num_records
     assert 24 <= everyone < 60  # of 30 patients, eight tenths train, some with more than one record
     assert cost_of("data.max_train_patients=12").num_records == round(everyone / 2)
+
+
+def test_k_folds_cost_k_models_that_train_on_all_but_one_of_them(cost_of):
+    epochs = ("task.pretrain.num_epochs=3", "task.finetune.num_epochs=4", "data.max_train_patients=null")
+    one, five, nine = (cost_of(f"task.folds={folds}", *epochs) for folds in (1, 5, 9))
+    assert (one.trial_seconds, five.trial_seconds) == (7.0, 35.0)
+    assert nine.device_hours == pytest.approx(9 * one.device_hours)
+    assert five.num_records == round(nine.num_records * 9 / 8 * 4 / 5)
+    assert cost_of("task.folds=5", "data.max_train_patients=6").num_records < one.num_records / 2
 
 
 def test_fine_tuning_takes_the_labelled_records_alone(folder, monkeypatch):

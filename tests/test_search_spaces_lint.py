@@ -279,3 +279,26 @@ def test_a_transform_that_names_the_leads_meets_them_in_the_miniature():
     leads = "[I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6]"
     subset = f"{{_target_: data.transforms.LeadSubset, leads: {leads}, keep: [limb]}}"
     linted(*JOB, BRIEF, f"task.finetune.transforms=[{subset}]", "~space.model.mask_ratio", "~space.task.pretrain.lr")
+
+
+# -------- k folds
+
+
+def test_what_would_judge_trials_on_other_records_is_not_searched():
+    assert refusal(*JOB, "space.task.folds={choice: [1, 3]}") == (
+        "space.task.folds: with it trials would be validated on other records, so that their values could not be "
+        "compared; take it out with ~space.task.folds and type one value"
+    )
+    folds = "space.data.train_folds={choice: [[1, 2], [1, 2, 3]]}"
+    assert refusal(*JOB, "task.folds=3", folds).startswith("space.data.train_folds: with it trials would be validated")
+    assert linted(*JOB, "space=none", folds).space
+
+
+def test_a_search_on_folds_is_tried_in_a_miniature_of_one():
+    assert linted(*JOB, BRIEF, "task.folds=3").space
+    run = lint_module.miniature(launch_of(*JOB, "task.folds=3").run, "task.finetune.lr", ["II", "V2"])
+    assert run.task.folds == 1
+
+
+def test_a_population_may_be_trained_on_folds():
+    assert linted(*JOB, BRIEF, "task.folds=2", "scheduler=pbt", "~space.model.mask_ratio").space

@@ -172,6 +172,7 @@ def test_what_changes_no_number_leaves_the_identity(typed):
         "data.max_train_patients=100",
         "task.labels=all",
         "task.finetune.drop_path=0.2",
+        "task.folds=2",
         "sampler=random",
         "sampler.num_startup_trials=3",
         "scheduler=median",
@@ -181,6 +182,19 @@ def test_what_changes_no_number_leaves_the_identity(typed):
 )
 def test_what_changes_a_number_changes_the_identity(typed):
     assert launch(typed).identity() != launch().identity()
+
+
+def test_a_study_of_before_there_were_folds_is_the_one_with_one():
+    tree = compose_choices(["search=stmem_ptbxl"]).tree
+    former = copy.deepcopy(tree)
+    assert former["task"].pop("folds") == 1
+    assert checked(former).identity() == checked(tree).identity()
+    assert "folds" not in checked(tree).identity()["task"]
+    assert launch("task.folds=2").identity()["task"]["folds"] == 2
+
+
+def test_no_fold_at_all_is_refused():
+    assert refusal("task.folds=0") == "task.folds: must be greater than or equal to 1, got 0"
 
 
 def test_a_launch_holds_the_run_that_a_trial_needs():

@@ -127,3 +127,26 @@ def test_an_interrupted_trial_keeps_its_state(cluster, sentinel):
         sentinel.stopped(1)
     assert recorded(sentinel)[0]["left"] == []
     assert state.exists()
+
+
+@pytest.mark.parametrize("seen", ["first", "second"])
+def test_two_looks_at_a_time_count_what_is_gone_once(cluster, sentinel, monkeypatch, seen):
+    cluster["actors"] = {"actor1"}
+    sentinel.holds(1, [held(1)])
+    sentinel.stopped(1)
+    sees = sentinel._there
+
+    def slow(wanted):
+        """The look under way has seen what it sees, when another one begins and ends."""
+        monkeypatch.setattr(sentinel, "_there", sees)
+        before = sees(wanted)
+        cluster["actors"] = set()
+        sentinel.look()
+        return before if seen == "first" else sees(wanted)
+
+    monkeypatch.setattr(sentinel, "_there", slow)
+    sentinel.look()
+    found = sentinel.summary()
+    sentinel.look()
+    assert sentinel.summary()["gone"] == found["gone"] == 4  # actor, process, placement group and folder
+    assert found["left"] == []

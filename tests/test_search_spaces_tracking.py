@@ -1,37 +1,23 @@
-import importlib.util
+import ast
+import importlib.machinery
 import json
 import logging
-import os
 import sys
 import threading
-from types import SimpleNamespace
+from pathlib import Path
 
+import pandas as pd
 import pytest
-import wandb
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wandb.proto.wandb_internal_pb2 import Record
 
 from search_spaces import tracking as tracking_module
-from search_spaces.schema import NoTracking, WandbTracking
-from search_spaces.tracking import NewEvents, has_key, make_tracker
+from search_spaces.compose import compose_choices
+from search_spaces.schema import ChoiceError, MlflowTracking, NoTracking, WandbTracking, checked
+from search_spaces.tracking import PACKAGES, NewEvents, ToldTrials, Tracker, check_tracker, make_tracker
 from trainables.study import StudyFolder
 
-OFFLINE = WandbTracking(name="wandb", project="hearts", entity=None, mode="offline")
-ONLINE = WandbTracking(name="wandb", project="hearts", entity="lab", mode="online")
-NOBODY = "http://127.0.0.1:9"  # nothing listens there
-KEY = "0" * 40
-
-
-@pytest.fixture(autouse=True)
-def _a_home_without_keys(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "NETRC", "WANDB_ERROR_REPORTING"):
-        monkeypatch.setenv(name, "")  # so that it is put back even where the test sets it
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_BASE_URL", NOBODY)  # whatever goes wrong here, no server hears of it
-    monkeypatch.setattr(sys, "exit", sys.exit)  # W&B wraps both and leaves them so
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -41,240 +27,201 @@ def study(tmp_path):
     return folder
 
 
-class Server:
-    """Stands for W&B: keeps what its runs are told."""
+class Runs:
+    """Keeps what it is told, and fails where it is asked to."""
 
-    def __init__(self, starting_step=0):
-        self.starting_step = starting_step
-        self.begun, self.steps, self.exit_codes = {}, {}, {}
+    def __init__(self, fails_at=None):
+        self.fails_at = fails_at
+        self.told, self.settled, self.closed = [], 0, 0
+        self.failed = threading.Event()
 
-    def init(self, **keys):
-        self.begun[keys["id"]] = keys
-        steps = self.steps.setdefault(keys["id"], [])
-        return SimpleNamespace(
-            starting_step=self.starting_step,
-            log=lambda metrics, step, commit: steps.append(step),
-            config=keys["config"],
-            summary={},
-            finish=lambda exit_code: self.exit_codes.update({keys["id"]: exit_code}),
-        )
+    def connect(self):
+        pass
 
+    def take_in(self, event):
+        if event["event"] == self.fails_at:
+            self.failed.set()
+            raise OSError("No space left on device")
+        self.told.append(event["event"])
 
-def warnings_of(caplog):
-    """Our own lines; in pytest W&B's log, which belongs to its files, is caught as well."""
-    ours = [record for record in caplog.records if record.name == tracking_module.__name__]
-    assert {record.levelno for record in ours} <= {logging.WARNING}
-    return [record.getMessage() for record in ours]
+    def settle(self):
+        self.settled += 1
+
+    def close(self):
+        self.closed += 1
 
 
-def start(study, number, **params):
-    study.record("trial_started", trial=number, params=params)
+def lines_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == tracking_module.__name__]
 
 
-def epoch(study, number, at, value):
-    study.record("epoch", trial=number, epoch=at, stage="finetune", metrics={"val/auroc": value}, seconds=1.5)
+def test_every_event_is_told_once_in_order_and_what_is_open_is_closed(study):
+    runs = Runs()
+    with Tracker(lambda: runs, study.events) as track:
+        for kind in ("trial_started", "epoch", "trial_ended"):
+            study.record(kind, trial=0)
+            track()
+    assert runs.told == ["study_started", "trial_started", "epoch", "trial_ended"]
+    assert runs.settled >= 1
+    assert runs.closed == 1
 
 
-def end(study, number, state="COMPLETE", value=0.9, reason=None, epochs=1):
-    study.record("trial_ended", trial=number, state=state, value=value, reason=reason, epochs=epochs, seconds=3.0)
+def test_a_failure_is_said_once_and_all_is_told_again_before_the_search_ends(study, caplog):
+    failing, healthy = Runs(fails_at="epoch"), Runs()
+    made = iter((failing, healthy))
+    with Tracker(lambda: next(made), study.events) as track:
+        study.record("epoch", trial=0)
+        track()
+        assert failing.failed.wait(timeout=30)
+        study.record("trial_ended", trial=0)
+        track()
+    assert lines_of(caplog) == ["tracking stopped, the search goes on: No space left on device"]
+    assert (failing.told, failing.closed) == (["study_started"], 1)
+    assert (healthy.told, healthy.closed) == (["study_started", "epoch", "trial_ended"], 1)
 
 
-def files_of_runs(study):
-    """W&B's files by the number of their trial, oldest first."""
-    files = {}
-    for path in sorted((study.path / "wandb").glob("offline-run-*/run-*.wandb")):
-        files.setdefault(int(path.stem.rpartition("-")[2]), []).append(path)
-    return files
+def test_a_tracker_that_answers_again_during_the_search_catches_up(study, monkeypatch):
+    monkeypatch.setattr(tracking_module, "FIRST_PAUSE_S", 0.01)
+    failing, caught_up = Runs(fails_at="epoch"), threading.Event()
+    healthy = Runs()
+    healthy.settle = caught_up.set
+    made = iter((failing, Runs(fails_at="epoch"), healthy))
+    with Tracker(lambda: next(made), study.events) as track:
+        study.record("epoch", trial=0)
+        track()
+        assert caught_up.wait(timeout=30)  # while the search goes on
+    assert healthy.told == ["study_started", "epoch"]
 
 
-def told(path):
-    """What a W&B file holds: its run, its history by step, its summary, its exit code."""
-    found = SimpleNamespace(run=None, history={}, summary={}, exit_code=None)
-    for record in records(path.read_bytes()):
-        if record.HasField("run"):
-            found.run = record.run
-        elif record.HasField("history"):
-            metrics = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
-            found.history[record.history.step.num] = {k: v for k, v in metrics.items() if not k.startswith("_")}
-        elif record.HasField("summary"):
-            found.summary |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key}
-        elif record.HasField("exit"):
-            found.exit_code = record.exit.exit_code
+def test_a_tracker_that_hangs_holds_a_search_up_at_its_end_alone_and_not_for_ever(study, monkeypatch, caplog):
+    monkeypatch.setattr(tracking_module, "PATIENCE_S", 0)
+    runs, asked, answer = Runs(), threading.Event(), threading.Event()
+
+    def hang(event):
+        asked.set()
+        assert answer.wait(timeout=60)
+
+    runs.take_in = hang
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: None)  # as if the time were over
+    with Tracker(lambda: runs, study.events) as track:
+        assert asked.wait(timeout=30)
+        track()
+    answer.set()
+    assert lines_of(caplog)[0].startswith("waiting for the tracker to take in the rest")
+
+
+def test_tracking_off_does_nothing(study):
+    with make_tracker(NoTracking(name="none"), study) as track:
+        track()
+    assert [path.name for path in study.path.iterdir()] == ["events.jsonl"]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_tracker_composes_and_its_package_is_here(name):
+    tracking = checked(compose_choices(["command=train", "data=synthetic", f"tracking={name}"]).tree).tracking
+    assert tracking.name == name
+    check_tracker(tracking)
+
+
+@pytest.mark.parametrize("found", [None, importlib.machinery.ModuleSpec("mlflow", None)])
+def test_a_missing_package_is_refused_before_anything_is_trained(monkeypatch, found):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    with pytest.raises(ChoiceError, match=r"^tracking=mlflow needs the package mlflow-skinny: install it, or type "):
+        check_tracker(MlflowTracking(name="mlflow", uri=None))
+    check_tracker(NoTracking(name="none"))
+
+
+def test_a_tracker_is_imported_only_if_it_is_asked_for_and_a_broken_one_does_not_end_the_search(
+    study, monkeypatch, caplog
+):
+    for module, _ in PACKAGES.values():
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails from here on
+    with make_tracker(NoTracking(name="none"), study) as track:
+        track()
+    assert lines_of(caplog) == []
+    with make_tracker(WandbTracking(name="wandb", project="hearts", entity=None, mode="offline"), study) as track:
+        track()
+    [line] = lines_of(caplog)
+    assert line.startswith("tracking stopped, the search goes on: import of wandb halted")
+
+
+def test_trackers_are_spoken_to_by_the_driver_alone():
+    names = {module for module, _ in PACKAGES.values()}
+    speakers = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("search_spaces", "trainables", "reports", "models", "data")
+        for path in (ROOT / package).rglob("*.py")
+        if names & imported(path)
+    }
+    assert speakers == {f"search_spaces/tracking_{name}.py" for name in PACKAGES}
+    told_by = [path for path in (ROOT / "search_spaces").glob("*.py") if "make_tracker" in path.read_text()]
+    assert [path.name for path in told_by] == ["tracking.py"]  # launch.py calls it, and no worker imports launch
+    assert "make_tracker" in (ROOT / "launch.py").read_text()
+
+
+def imported(path):
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
     return found
 
 
-def records(content):
-    """The records of a LevelDB log, which W&B's files are: blocks of 32 KiB, records cut into fragments."""
-    position, whole = 7, b""
-    while position + 7 <= len(content):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        length = int.from_bytes(content[position + 4 : position + 6], "little")
-        kind = content[position + 6]
-        whole += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or a record's last fragment
-            yield Record.FromString(whole)
-            whole = b""
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:hunter2@host:5000",
+        "https://token-hunter2@host",
+        "postgresql://user:hunter2@host/db",
+        "http://host?token=hunter2",
+        "http://host#hunter2",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_and_not_repeated(uri):
+    with pytest.raises(ChoiceError, match=r"tracking\.uri: must hold no credentials") as refused:
+        checked(compose_choices(["command=train", "data=synthetic", "tracking=mlflow", f"tracking.uri={uri}"]).tree)
+    assert "hunter2" not in str(refused.value)
 
 
-def config_of(run):
-    return {item.key: json.loads(item.value_json) for item in run.config.update if item.key != "_wandb"}
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "mlruns", "ftp://host"])
+def test_a_folder_of_plain_files_is_refused_as_mlflow_does(uri):
+    with pytest.raises(ChoiceError, match=r"tracking\.uri: must be http://HOST:PORT or the URL of a database"):
+        checked(compose_choices(["command=train", "data=synthetic", "tracking=mlflow", f"tracking.uri={uri}"]).tree)
 
 
-def test_every_trial_is_a_run_with_its_choices_its_epochs_and_its_end(study, capfd):
-    with make_tracker(OFFLINE, study) as track:
-        start(study, 0, **{"task.pretrain.lr": 1e-3, "model.leads": ["I", "V2"]})
-        start(study, 1, **{"task.pretrain.lr": 1e-2})
-        track()
-        for at in (1, 2):
-            epoch(study, 0, at, 0.5 + at / 10)
-            epoch(study, 1, at, 0.4)
-            track()
-        end(study, 1, "PRUNED", 0.4, "scheduler", epochs=2)
-        study.record("exploit", trial=0, params={"task.pretrain.lr": 2e-3})
-        epoch(study, 0, 3, 0.8)
-        end(study, 0, "FAIL", None, "RuntimeError: no", epochs=3)
-        track()
-    assert capfd.readouterr() == ("", "")
-    first, second = (told(path) for [path] in (files_of_runs(study)[number] for number in (0, 1)))
-    assert (first.run.project, first.run.run_group, first.run.display_name) == ("hearts", "a study", "trial 0")
-    assert config_of(first.run) == {"task.pretrain.lr": 1e-3, "model.leads": ["I", "V2"]}
-    assert first.history == {at: {"val/auroc": value} for at, value in ((1, 0.6), (2, 0.7), (3, 0.8))}
-    assert second.history == {1: {"val/auroc": 0.4}, 2: {"val/auroc": 0.4}}
-    ended = {"state": "PRUNED", "value": 0.4, "reason": "scheduler", "epochs": 2, "seconds": 3.0}
-    assert ended.items() <= second.summary.items()
-    assert first.summary["reason"] == "RuntimeError: no"
-    assert (first.exit_code, second.exit_code) == (1, 0)
+@pytest.mark.parametrize("uri", ["http://host:5000", "https://mlflow.lab.example/a/b", "sqlite:////data/mlflow.db"])
+def test_an_address_of_a_server_or_a_database_is_taken_as_typed(uri):
+    typed = ["command=train", "data=synthetic", "tracking=mlflow", f"tracking.uri={uri}"]
+    assert checked(compose_choices(typed).tree).tracking.uri == uri
 
 
-def test_a_search_that_goes_on_tells_an_interrupted_trial_whole_and_an_ended_one_no_more(study):
-    with make_tracker(OFFLINE, study):
-        for number in (0, 1):
-            start(study, number, lr=1e-3)
-            epoch(study, number, 1, 0.5)
-        end(study, 0)
-    study.record("study_resumed", store="ab12")
-    with make_tracker(OFFLINE, study) as track:
-        study.record("trial_resumed", trial=1, epoch=1)
-        epoch(study, 1, 2, 0.6)
-        end(study, 1, epochs=2)
-        track()
-    files = files_of_runs(study)
-    assert [len(files[number]) for number in (0, 1)] == [1, 2]
-    interrupted, whole = map(told, files[1])
-    assert interrupted.run.run_id == whole.run.run_id
-    assert (interrupted.exit_code, whole.exit_code) == (255, 0)
-    assert list(interrupted.history) == [1]
-    assert list(whole.history) == [1, 2]
+def test_the_table_of_epochs_is_read_from_the_events_as_the_docs_say(study):
+    study.record("trial_started", trial=0, params={"lr": 1e-3})
+    for at in (1, 2):
+        metrics = {"train/loss": 1 / at, "val/auroc": 0.5 + at / 10}
+        study.record("epoch", trial=0, epoch=at, stage="finetune", metrics=metrics, seconds=1.5)
+    text = (ROOT / "docs" / "tracking.md").read_text()
+    code = next(block for block in text.split("```python\n")[1:] if "read_json" in block).split("```")[0]
+    names = {}
+    exec(code.replace("STUDY", study.path.as_posix()), names)
+    expected = pd.DataFrame(
+        {"trial": [0, 0], "epoch": [1, 2], "stage": ["finetune"] * 2, "train/loss": [1.0, 0.5], "val/auroc": [0.6, 0.7]}
+    )
+    pd.testing.assert_frame_equal(names["epochs"].reset_index(drop=True), expected, check_dtype=False)
 
 
-def test_a_run_that_the_server_has_a_part_of_is_sent_the_rest(study, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    server = Server(starting_step=3)  # it holds epochs 1 and 2
-    monkeypatch.setattr(wandb, "init", server.init)
-    start(study, 7, lr=1e-3)
-    with make_tracker(ONLINE, study):
-        for at in range(1, 5):
-            epoch(study, 7, at, 0.5)
-    [begun] = server.begun.values()
-    assert {"mode": "online", "resume": "allow", "entity": "lab"}.items() <= begun.items()
-    assert server.steps[begun["id"]] == [3, 4]
-
-
-def test_a_run_keeps_its_id_where_its_study_moves_and_shares_it_with_no_other_study(tmp_path, monkeypatch):
-    server = Server()
-    monkeypatch.setattr(wandb, "init", server.init)
-    study, other = (StudyFolder(tmp_path / name) for name in ("one", "other"))
-    for folder, store in ((study, "ab"), (other, "cd")):
-        folder.record("study_started", store=store)
-        start(folder, 0)
-        with make_tracker(OFFLINE, folder):
-            pass
-    before = set(server.begun)
-    moved = StudyFolder(study.path.rename(tmp_path / "moved"))
-    with make_tracker(OFFLINE, moved):
-        pass
-    assert len(before) == 2
-    assert set(server.begun) == before
-
-
-def test_without_a_key_nothing_is_sent_and_one_line_says_so(study, caplog):
-    with make_tracker(ONLINE, study):
-        start(study, 0, lr=1e-3)
-        end(study, 0)
-    [line] = warnings_of(caplog)
-    assert line.startswith(f"tracking offline, no key for {NOBODY} in WANDB_API_KEY or ~/.netrc: log in with ")
-    assert list(files_of_runs(study)) == [0]
-
-
-def test_a_server_that_does_not_answer_ends_the_tracking_with_one_warning(study, monkeypatch, caplog):
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(tracking_module, "INIT_TIMEOUT_S", 1)
-    with make_tracker(ONLINE, study) as track:
-        start(study, 0, lr=1e-3)
-        track()
-        start(study, 1, lr=1e-3)
-        track()
-    [line] = warnings_of(caplog)
-    assert line.startswith("tracking stopped, the search goes on: ")
-    assert "connection refused" in line
-
-
-def test_the_search_waits_for_nothing_that_wandb_does(study, monkeypatch):
-    server, asked, answer = Server(), threading.Event(), threading.Event()
-
-    def init(**keys):
-        asked.set()
-        assert answer.wait(timeout=30)
-        return server.init(**keys)
-
-    monkeypatch.setattr(wandb, "init", init)
-    with make_tracker(OFFLINE, study) as track:
-        start(study, 0)
-        track()
-        assert asked.wait(timeout=30)
-        for at in (1, 2):
-            epoch(study, 0, at, 0.5)
-            track()
-        assert server.begun == {}
-        answer.set()
-    assert list(server.steps.values()) == [[1, 2]]
-
-
-def test_wandb_sends_no_reports_of_its_own_troubles_unless_told_to(study, monkeypatch):
-    with make_tracker(OFFLINE, study):
-        assert os.environ["WANDB_ERROR_REPORTING"] == "false"
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
-    with make_tracker(OFFLINE, study):
-        assert os.environ["WANDB_ERROR_REPORTING"] == "true"
-
-
-def test_a_list_of_told_trials_that_cannot_be_read_ends_the_tracking_with_one_warning(study, caplog):
-    (study.path / "wandb").mkdir()
-    (study.path / "wandb" / "told.json").write_text("[0, ")
-    with make_tracker(OFFLINE, study) as track:
-        start(study, 0)
-        track()
-    [line] = warnings_of(caplog)
-    assert line.startswith("tracking stopped, the search goes on: ")
-    assert files_of_runs(study) == {}
-
-
-def test_wandb_is_imported_only_if_it_is_asked_for(study, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails from here on
-    spec = importlib.util.spec_from_file_location(tracking_module.__name__, tracking_module.__file__)
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
-    with fresh.make_tracker(NoTracking(name="none"), study) as track:
-        track()
-    assert warnings_of(caplog) == []
-    with fresh.make_tracker(OFFLINE, study) as track:
-        track()
-    [line] = warnings_of(caplog)
-    assert line.startswith("tracking stopped, the search goes on: import of wandb halted")
+def test_a_list_of_told_trials_grows_and_a_damaged_one_says_what_to_do(tmp_path):
+    path = tmp_path / "told.json"
+    told = ToldTrials(path)
+    for number in (3, 1):
+        told.add(number)
+    assert [number in ToldTrials(path) for number in (1, 2, 3)] == [True, False, True]
+    for content in ("[0, ", "7"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="is damaged: remove it, and all trials are told again"):
+            ToldTrials(path)
 
 
 @given(data=st.data(), lines=st.lists(st.integers(), max_size=6))
@@ -293,26 +240,13 @@ def test_every_line_is_read_once_however_it_comes_to_the_disk(tmp_path_factory, 
     assert found == [{"n": line} for line in lines]
 
 
-def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path):
+def test_a_line_that_a_crash_cut_off_or_that_is_no_event_is_left_out(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
+    path.write_bytes(b'{"n": 1}\n{"n": \n[2]\n{"n": 3}\n')
     assert [event["n"] for event in NewEvents(path)()] == [1, 3]
 
 
-@pytest.mark.parametrize(
-    ("base_url", "entry", "found"),
-    [
-        ("https://wandb.lab.example", "machine wandb.lab.example login user password abc", True),
-        ("https://wandb.lab.example", "machine api.wandb.ai login user password abc", False),
-        ("https://api.forge.coreweave.com", "machine api.wandb.ai login user password abc", True),
-        ("https://wandb.lab.example", "machine wandb.lab.example nonsense", False),
-        ("https://wandb.lab.example", None, False),
-    ],
-)
-def test_a_key_is_looked_for_where_wandb_looks(tmp_path, monkeypatch, base_url, entry, found):
-    if entry is not None:
-        (tmp_path / "keys").write_text(entry)
-    monkeypatch.setenv("NETRC", str(tmp_path / "keys"))
-    assert has_key(base_url) is found
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert has_key(base_url)
+def test_the_lines_of_a_tracker_are_warnings(study, caplog):
+    with Tracker(lambda: Runs(fails_at="study_started"), study.events):
+        pass
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}

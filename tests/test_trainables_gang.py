@@ -62,7 +62,7 @@ def three_nodes():
                 nodes.communicate(timeout=60)  # which closes its input
 
 
-def launched(folder, *typed):
+def launched(folder, *typed, code=0):
     ended = subprocess.run(
         [sys.executable, str(REPOSITORY / "launch.py"), *typed],
         cwd=folder,
@@ -71,14 +71,18 @@ def launched(folder, *typed):
         timeout=500,
         check=False,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout
+
+
+def events_of(folder, name):
+    events = [json.loads(line) for line in (folder / "study" / "events.jsonl").read_text().splitlines()]
+    return [event for event in events if event["event"] == name]
 
 
 def check_again(folder, number):
     """Train a trial again in one process: its metric is that of the gang in every epoch, to 1e-4."""
-    events = [json.loads(line) for line in (folder / "study" / "events.jsonl").read_text().splitlines()]
-    of_gang = [event["metrics"] for event in events if event["event"] == "epoch" and event["trial"] == number]
+    of_gang = [event["metrics"] for event in events_of(folder, "epoch") if event["trial"] == number]
     said = launched(folder, "command=train", "study_dir=study", f"trial={number}")
     place = read_place(folder / "study" / "again" / f"trial_{number:04d}")
     alone = [epoch["metrics"] for epoch in place["history"]]
@@ -92,9 +96,16 @@ def check_again(folder, number):
 
 
 @pytest.mark.cluster
-def test_the_best_trial_of_gangs_on_three_nodes_is_that_of_one_process(three_nodes, tmp_path):
+def test_the_best_trial_of_gangs_on_three_nodes_is_that_of_one_process_also_after_a_budget_was_used_up(
+    three_nodes, tmp_path
+):
     on_cluster = ["cluster=ray", f"cluster.address={three_nodes}", "cluster.workers_per_trial=2"]
-    said = launched(tmp_path, *TINY, *on_cluster, "cluster.placement=strict_spread", "search.num_trials=2")
+    line = [*TINY, *on_cluster, "cluster.placement=strict_spread", "search.num_trials=2"]
+    said = launched(tmp_path, *line, "search.max_device_hours=1e-9", code=1)  # no trial is completed
+    assert "search.max_device_hours=1e-09 is used up" in said
+    assert [event["epoch"] for event in events_of(tmp_path, "epoch")] == [1]  # it ended within an epoch
+    said = launched(tmp_path, *line, "search.max_device_hours=1")
+    assert len(events_of(tmp_path, "trial_resumed")) == 1
     best = int(re.search(r"best: trial (\d+)", said).group(1))
     check_again(tmp_path, best)
 

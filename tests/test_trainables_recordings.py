@@ -1,9 +1,22 @@
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from data.folds import Folds
+from data.labels import Labels
 from data.record import DataError
+from data.splits import Split
 from data.synthetic import Synthetic
-from trainables.recordings import open_recordings, preparation_of, reader_of, rows_of_fold, window_of
+from trainables.recordings import (
+    _measurable,
+    open_recordings,
+    preparation_of,
+    reader_of,
+    rows_of_fold,
+    window_of,
+)
 
 
 def with_data(run, **changes):
@@ -110,3 +123,20 @@ def test_a_fold_by_number_is_taken_whole_even_where_validation_is_a_part_of_it(t
 def test_an_unknown_fold_is_refused_with_those_there_are(tiny_run, tiny_recordings):
     with pytest.raises(DataError, match=r"evaluate\.fold must be .* one of 1, 2, 3, .*, 10, got 11"):
         rows_in(tiny_recordings, tiny_run.data, 11)
+
+
+def test_metrics_average_over_the_classes_that_every_fold_can_measure():
+    targets = np.zeros((12, 3), np.float32)
+    targets[::2, 0] = 1  # in each fold both ways
+    targets[[0, 5], 1] = 1  # in the first two folds
+    targets[:4, 2] = 1  # all of the first fold
+    labels = Labels("heart", "multilabel", ("A", "B", "C"), targets, np.ones(12, bool))
+    rows = np.arange(12)
+    parts = tuple(Split(rows, rows, rows[first : first + 4], rows) for first in (0, 4, 8))
+    folds = Folds(parts, tuple(part.valid for part in parts), None)
+    data = SimpleNamespace(max_valid_patients=None)
+    assert _measurable(labels, folds.together, folds, data) == [0]
+    assert _measurable(labels, folds.together, None, data) == [0, 1, 2]
+    lacking = dataclasses.replace(labels, classes=("B", "C"), targets=targets[:, 1:])
+    with pytest.raises(DataError, match=r"in one of task\.folds=3; lower task\.folds, widen"):
+        _measurable(lacking, folds.together, folds, data)

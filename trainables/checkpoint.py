@@ -24,6 +24,7 @@ from data.record import DataError, Record, lead_name
 from data.store import MV_PER_UNIT, Store, prepare_signal
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
+from models.ensemble import Ensemble
 from trainables.classify import pooled
 from trainables.files import StorageError, copy_atomically, read_bytes, read_tensors, write_atomically
 from trainables.predict import probabilities_of
@@ -214,19 +215,29 @@ def load(folder: str | Path) -> Checkpoint:
         run, contract = Run.model_validate(description["run"]), description["contract"]
         if "imported" in description:
             raise StorageError(f"{folder} holds an encoder without a head: fine-tune it first, task.encoder={folder}")
+        if "ensemble" in description:
+            raise StorageError(f"{folder} holds an ensemble: name one of its members, such as {folder}/member_1")
         num_classes = len(contract["classes"])
     except (KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise StorageError(f"{folder / DESCRIPTION} describes no run that can be built here: {reason}") from error
-    encoder = fresh_encoder(run)
-    if run.task.stages != "pretrain":
-        encoder = pooled(encoder, run)
-    classifier = Classifier(encoder, num_classes, drop_path=0.0, head_init_std=0.0)
+    classifier = _unfilled(run, num_classes)
+    if run.task.folds > 1:
+        members = [classifier, *(_unfilled(run, num_classes) for _ in range(run.task.folds - 1))]
+        classifier = Ensemble(members, contract["label_kind"])
     tensors, _ = read_tensors(folder / WEIGHTS)
     if difference := _difference(classifier, tensors):
         raise DataError(f"{folder / WEIGHTS} does not fit the model of its {DESCRIPTION}: {difference}")
     classifier.load_state_dict(tensors)
     return Checkpoint(classifier.eval(), run, contract, description)
+
+
+def _unfilled(run: Run, num_classes: int) -> Classifier:
+    """A run's classifier, for weights to be put into."""
+    encoder = fresh_encoder(run)
+    if run.task.stages != "pretrain":
+        encoder = pooled(encoder, run)
+    return Classifier(encoder, num_classes, drop_path=0.0, head_init_std=0.0)
 
 
 def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
@@ -241,6 +252,11 @@ def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
         DataError: with every difference and what to type.
     """
     description = read_description(folder)
+    if (num_folds := description["run"]["task"].get("folds", 1)) > 1:
+        raise DataError(
+            f"{folder} holds the {num_folds} models of a run with task.folds={num_folds}, not one encoder to start "
+            "from: name the checkpoint of a run with task.folds=1"
+        )
     contract = description["contract"]
     wanted = data.model_dump(mode="json")
     keys = ("sampling_rate_hz", "highpass_hz", "lowpass_hz", "filter_order", "standardize", "window_s")
@@ -255,6 +271,30 @@ def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
             f"type data.leads=[{','.join(contract['leads'])}] or some of these"
         )
     return description
+
+
+def check_unseen(description: Mapping[str, Any], run: Run) -> None:
+    """Refuse an encoder for a run on k folds that was trained on what these hold out in turn.
+
+    Recordings count as the same where their `data.name` does: the store is another one with other leads.
+
+    Args:
+        description: of the checkpoint.
+        run: that is to start from it.
+
+    Raises:
+        DataError: naming the published folds.
+    """
+    before, now = description["run"]["data"], run.data
+    trained_on = [] if "imported" in description else [*before["train_folds"], *before["valid_folds"]]
+    seen = sorted(set(trained_on) & {*now.train_folds, *now.valid_folds})
+    if seen and before["name"] == now.name:
+        raise DataError(
+            f"task.folds={run.task.folds} holds out in turn what task.encoder has seen, the folds "
+            f"{', '.join(map(str, seen))} of {now.name}: type task=joint, which pre-trains for each fold, or "
+            "task.folds=1, or an encoder that was pre-trained on other recordings; if these are others, type "
+            "data.name=NAME"
+        )
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

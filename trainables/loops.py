@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.encoder import Encoder
-from trainables.checkpoint import check_encoder, load_encoder_weights
+from trainables.checkpoint import check_encoder, check_unseen, load_encoder_weights
 from trainables.classify import classify, enter_finetune
 from trainables.pretrain import enter_pretrain, fresh_encoder, pretrain
 from trainables.recordings import Recordings
@@ -35,6 +35,7 @@ def train(
         FloatingPointError: if something is not finite; `state` then holds what was good before.
         CollapsedError: if pre-training no longer tells records apart.
     """
+    assert recordings.folds is None, "of k folds, each has a loop of its own (trainables.folds)"
     if saved is not None and saved.stage == "finetune":
         enter_finetune(run, state, fresh_encoder(run), recordings, workers, resumed=True)
         saved.restore(state)
@@ -62,11 +63,14 @@ def first_encoder(run: Run) -> Encoder:
     """What a fine-tuning without pre-training begins with: a checkpoint's encoder, or a fresh one for `scratch`.
 
     Raises:
-        DataError, StorageError: if the checkpoint cannot be read or is of another model or other recordings.
+        DataError, StorageError: if the checkpoint cannot be read, is of another model or other recordings, or has seen
+            what k folds hold out in turn.
     """
     encoder = fresh_encoder(run)
     if run.task.finetune.mode != "scratch":
         assert run.task.encoder is not None
-        check_encoder(Path(run.task.encoder), run.data)
+        description = check_encoder(Path(run.task.encoder), run.data)
+        if run.task.folds > 1:
+            check_unseen(description, run)
         load_encoder_weights(encoder, Path(run.task.encoder))
     return encoder

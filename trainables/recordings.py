@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from data.folds import Folds, k_folds
 from data.labels import Labels
 from data.loaders import Window
 from data.record import DataError, Reader
@@ -26,18 +27,30 @@ class Recordings:
     Attributes:
         store: the prepared signals.
         labels: targets of every row of the store under the task's protocol.
-        split: rows for training, validation and test.
-        valid_classes: positions of the classes that the validation rows hold both ways; metrics average over these.
+        split: rows for training, validation and test; of a run on k folds, those of all its folds together.
+        valid_classes: positions of the classes that the validation rows hold both ways, in each fold where there are
+            several; metrics average over these.
+        folds: of a run on k folds; None where there is one validation split.
     """
 
     store: Store
     labels: Labels
     split: Split
     valid_classes: NDArray[np.int64]
+    folds: Folds | None = None
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, K) targets of `rows`."""
         return self.labels.targets[rows]
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """What each model of the run trains and validates on: one split, or one for each fold."""
+        return (self.split,) if self.folds is None else self.folds.splits
+
+    def of_fold(self, number: int) -> Recordings:
+        """The recordings as one of k models knows them."""
+        return replace(self, split=self.splits[number], folds=None)
 
 
 def preparation_of(data: Data) -> Preparation:
@@ -64,15 +77,19 @@ def open_recordings(run: Run, store: Path) -> Recordings:
         DataError: if the store, the labels or the split cannot serve the run.
     """
     classes = None if run.task.classes is None else tuple(run.task.classes)
-    return _opened(store, run.data.model_dump_json(), run.task.labels, classes, run.seed)
+    seed = subsample_seed(run.data, run.seed)
+    return _opened(store, run.data.model_dump_json(), run.task.labels, classes, seed, run.task.folds)
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(path: Path, data_json: str, protocol: str, classes: tuple[str, ...] | None, seed: int) -> Recordings:
+def _opened(
+    path: Path, data_json: str, protocol: str, classes: tuple[str, ...] | None, seed: int, num_folds: int
+) -> Recordings:
     data = Data.model_validate_json(data_json)
     store = Store.open(path)
     labels = store.labels(protocol, classes)
-    rows = split(
+    choose = functools.partial(
+        split if num_folds == 1 else functools.partial(k_folds, num_folds=num_folds),
         store.index,
         labels,
         train_folds=data.train_folds,
@@ -82,15 +99,31 @@ def _opened(path: Path, data_json: str, protocol: str, classes: tuple[str, ...] 
         max_valid_patients=data.max_valid_patients,
         seed=seed,
     )
-    absent = set(absent_classes(labels, rows.valid))
+    chosen = choose()
+    folds = chosen if isinstance(chosen, Folds) else None
+    rows = chosen if isinstance(chosen, Split) else chosen.together
+    present = _measurable(labels, rows, folds, data)
+    return Recordings(store, labels, rows, np.array(present, dtype=np.int64), folds)
+
+
+def _measurable(labels: Labels, rows: Split, folds: Folds | None, data: Data) -> list[int]:
+    """Positions of the classes that metrics average over.
+
+    Raises:
+        DataError: if there is none.
+    """
+    splits = (rows,) if folds is None else folds.splits
+    absent = {name for part in splits for name in absent_classes(labels, part.valid)}
     present = [position for position, name in enumerate(labels.classes) if name not in absent]
     if not present:
+        cure = "widen data.valid_folds or data.max_valid_patients"
         raise DataError(
             f"nothing can be measured on the {len(rows.valid)} validation records: each class of {labels.protocol} is "
-            f"carried by none or by all of them; widen data.valid_folds or data.max_valid_patients "
-            f"(now {data.max_valid_patients})"
+            f"carried by none or by all of them"
+            + (f"; {cure}" if folds is None else f" in one of task.folds={len(splits)}; lower task.folds, {cure}")
+            + f" (now {data.max_valid_patients})"
         )
-    return Recordings(store, labels, rows, np.array(present, dtype=np.int64))
+    return present
 
 
 def rows_of_fold(
@@ -113,7 +146,8 @@ def rows_of_fold(
         DataError: if no labelled recording is in it.
     """
     if fold == "valid":
-        return "valid", valid_rows(index, labels, data.valid_folds, max_patients=data.max_valid_patients, seed=seed)
+        seed, patients = subsample_seed(data, seed), data.max_valid_patients
+        return "valid", valid_rows(index, labels, data.valid_folds, max_patients=patients, seed=seed)
     if fold == "test":
         return "test", labelled_rows(index, labels, "test_folds", data.test_folds)
     numbers = index["fold"].to_numpy()
@@ -122,6 +156,11 @@ def rows_of_fold(
         known = ", ".join(map(str, np.unique(numbers)))
         raise DataError(f"evaluate.fold must be valid, test or a fold with labels, one of {known}, got {fold}")
     return "test" if fold in data.test_folds else "valid", rows.astype(np.int64)
+
+
+def subsample_seed(data: Data, seed: int) -> int:
+    """What draws the patients of a subsample: `data.subsample_seed`, or the run's own seed."""
+    return seed if data.subsample_seed is None else data.subsample_seed
 
 
 def reader_of(data: Data) -> Reader:

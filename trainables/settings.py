@@ -81,6 +81,8 @@ class Data(Settings):
     test_folds: list[int] = Field(min_length=1)
     max_train_patients: int | None = Field(ge=1)
     max_valid_patients: int | None = Field(ge=1)
+    subsample_seed: int | None = Field(default=None, ge=0)  # studies of earlier versions do not say
+    """Draws the patients of both; the run's own seed where null."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -239,6 +241,8 @@ class Task(Settings):
     """torchmetrics class names, logged as val/<snake_case>."""
     encoder: str | None
     """Folder of a checkpoint whose encoder `finetune` starts from."""
+    folds: int = Field(default=1, ge=1)  # studies of earlier versions do not say
+    """1: one validation split. k: a trial trains k models, each validated on its own part of all that is not tested."""
     probe: Probe
     collapse: Collapse
     pretrain: Pretrain

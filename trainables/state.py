@@ -101,13 +101,20 @@ class TrainState:
 
     def offer(self, metrics: Mapping[str, float], classifier: nn.Module) -> None:
         """Keep a whole `classifier` if this epoch's metric beats all before it; the earlier of two equals stays."""
-        value = metrics[self.metric]
+        if self.is_better(metrics[self.metric]):
+            self.best = Best(self.epoch, metrics[self.metric], dict(metrics))
+            self.best_weights = self.kept_weights(classifier)
+
+    def is_better(self, value: float) -> bool:
+        """Whether a finite `value` beats that of all epochs before."""
         if not math.isfinite(value):
-            return
-        if self.best is None or (value > self.best.value if self.maximize else value < self.best.value):
-            self.best = Best(self.epoch, value, dict(metrics))
-            weights = classifier.state_dict() if self.writes else {}
-            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+            return False
+        return self.best is None or (value > self.best.value if self.maximize else value < self.best.value)
+
+    def kept_weights(self, classifier: nn.Module) -> dict[str, Tensor]:
+        """A copy of a classifier's weights on the CPU, for the worker that writes."""
+        weights = classifier.state_dict() if self.writes else {}
+        return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
     def save(self, folder: Path) -> None:
         """Write the state to `folder`; a crash at any instant leaves the one before or this one.
@@ -117,23 +124,30 @@ class TrainState:
         Raises:
             StorageError: on a full or read-only disk; the state before is still whole.
         """
-        assert self.model is not None
-        assert self.optimizer is not None
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors = self._brought_together(tensors | optimizer_tensors(self.optimizer, self.model))
+        tensors = self.tensors()
         if not self.writes:
             return
         if self.best is not None:
             best = best_path(folder, self.best.epoch)
             if not best.exists() or self.best.epoch == self.epoch:
                 write_tensors(best, self.best_weights, {"best": json.dumps(asdict(self.best))})
-        place: dict[str, Any] = {"epoch": self.epoch, "stage": self.stage, "stage_epoch": self.stage_epoch}
-        place |= {"best": None if self.best is None else asdict(self.best), "history": self.history}
-        write_tensors(folder / LAST, tensors, {"state": json.dumps(place)})
+        write_tensors(folder / LAST, tensors, {"state": json.dumps(self.place())})
         for stale in folder.glob("best-*.safetensors"):
             if self.best is None or stale != best_path(folder, self.best.epoch):
                 with writing_to(stale):
                     stale.unlink()
+
+    def place(self) -> dict[str, Any]:
+        """Where the run stands, as JSON."""
+        place: dict[str, Any] = {"epoch": self.epoch, "stage": self.stage, "stage_epoch": self.stage_epoch}
+        return place | {"best": None if self.best is None else asdict(self.best), "history": self.history}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and optimiser by name, whole, for the worker that writes; all of a gang's workers must call."""
+        assert self.model is not None
+        assert self.optimizer is not None
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return self._brought_together(tensors | optimizer_tensors(self.optimizer, self.model))
 
     def _brought_together(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors, for the worker that writes; the others keep none of what passes through them."""
@@ -220,6 +234,8 @@ class SavedState:
     history: list[dict[str, Any]] = field(repr=False)
     tensors: dict[str, Tensor] = field(repr=False)
     best_weights: dict[str, Tensor] = field(repr=False)
+    fold_histories: list[list[dict[str, Any]]] = field(default_factory=list, repr=False)
+    """Of each fold, where a run has several (trainables.folds)."""
 
     @classmethod
     def load(cls, folder: Path) -> SavedState | None:
@@ -234,7 +250,16 @@ class SavedState:
         place = _place_in(metadata, folder / LAST)
         best = None if place["best"] is None else Best(**place["best"])
         weights = {} if best is None else read_tensors(best_path(folder, best.epoch))[0]
-        return cls(place["epoch"], place["stage"], place["stage_epoch"], best, place["history"], tensors, weights)
+        return cls(
+            place["epoch"],
+            place["stage"],
+            place["stage_epoch"],
+            best,
+            place["history"],
+            tensors,
+            weights,
+            place.get("fold_histories", []),
+        )
 
     def restore(self, state: TrainState) -> None:
         """Put this into `state`, whose model and optimiser are those of the same stage."""

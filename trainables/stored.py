@@ -5,6 +5,7 @@ In the store:
     study.yaml, trials.parquet, report/, encoder/   as in the folder
     batches/                                        both books (trainables.batches); the truth for all else
     models/<trial>/                                 the kept checkpoints, by trial instead of by rank
+    checkpoints/confirmed/                          the models of confirmation runs, as in the folder
     running/<trial>/                                states of trials under way, written by the trials themselves
     holder.json                                     the driver that runs now
 
@@ -38,7 +39,7 @@ from trainables.batches import FOLDER, Batch, bring_up, digest_of, joined, names
 from trainables.checkpoint import DESCRIPTION, WEIGHTS, read_description
 from trainables.files import StorageError, copy_atomically, read_bytes
 from trainables.remote import RemoteFolder
-from trainables.retention import OURS, arrange
+from trainables.retention import CONFIRMED, OURS, arrange, deliver
 from trainables.settings import Run
 from trainables.state import ATTEMPT, LAST
 from trainables.study import StudyError, StudyFolder, configuration_in
@@ -205,7 +206,8 @@ class Stored:
         for name in names:
             path = self.study.path / name
             stale = reports_are_stale and (name.startswith("report/") or name == self.study.trials.name)
-            lacking = name.startswith(("report/", "encoder/", self.study.trials.name)) and not path.exists()
+            wanted = ("report/", "encoder/", self.study.trials.name, f"{self.study.checkpoints.name}/")
+            lacking = name.startswith(wanted) and not path.exists() and (weights or path.name != WEIGHTS)
             if name == self.study.configuration.name or stale or lacking:
                 self.remote.download(name, path)
                 self._written[name] = _stamp(path)
@@ -235,6 +237,8 @@ class Stored:
             ours = OURS.fullmatch(folder.name) or folder.name == "default"
             if ours and (folder / DESCRIPTION).exists():
                 told = read_description(folder)
+                if CONFIRMED in told:  # these are stored under their own names (push)
+                    continue
                 yield key_of(told["trial"], told["params"], told.get("exploits", [])), folder
 
     @contextlib.contextmanager
@@ -574,8 +578,11 @@ def copy_of_stored(study: StudyFolder, url: str) -> dict[str, Any]:
     if not study.is_in_use():
         with study.locked():
             Stored(study, RemoteFolder(url)).bring_up(weights=False)
-            search = tree["search"]
-            arrange(study, keep_best=search["keep_best"], maximize=search["direction"] == "maximize")
+            keep_best, maximize = tree["search"]["keep_best"], tree["search"]["direction"] == "maximize"
+            arrange(study, keep_best=keep_best, maximize=maximize)
+            chosen = [event for event in study.read_events() if event["event"] == "confirmation_chosen"]
+            if chosen:
+                deliver(study, chosen[-1], keep_best=keep_best, maximize=maximize, weights=False)
     return tree
 
 

@@ -15,7 +15,7 @@ from ray import tune
 from trainables.collapse import CollapsedError
 from trainables.failures import InterruptedTrial
 from trainables.files import StorageError
-from trainables.loops import train
+from trainables.folds import new_state, train_unit
 from trainables.node_folder import StateFolder, folder_held, state_folder
 from trainables.nodes import draining_nodes, holding
 from trainables.recordings import open_recordings
@@ -109,11 +109,11 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
 
 
 def _epochs_in(folder: StateFolder, assignment: Assignment, run: Run, workers: Workers) -> Iterator[dict[str, Any]]:
-    state = TrainState(assignment.metric, assignment.maximize, writes=workers.rank == 0)
+    state = new_state(run, assignment.metric, assignment.maximize, writes=workers.rank == 0)
     started = time.monotonic()
     try:
         recordings = open_recordings(run, assignment.store)
-        for _ in train(run, state, recordings, workers, saved=SavedState.load(folder.path)):
+        for _ in train_unit(run, state, recordings, workers, saved=SavedState.load(folder.path)):
             if workers.rank == 0:
                 refuse_superseded(assignment, folder)
             state.save(folder.path)

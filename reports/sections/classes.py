@@ -22,7 +22,8 @@ def class_rows(metrics: dict[str, Any]) -> dict[str, Any]:
     best = metrics["best"].get("test")
     if best is None:
         return {"rows": [], "axes": {}}
-    others = {model: metrics["baselines"].get(model, {}).get("test", {}) for model in MODELS if model != "best"}
+    held_against = [model for model in MODELS if model not in ("best", "ensemble")]
+    others = {model: metrics["baselines"].get(model, {}).get("test", {}) for model in held_against}
     rows = [
         {
             "name": name,

@@ -11,7 +11,7 @@ from reports.words import MODELS, compared
 
 def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
     """The main table."""
-    return {"rows": model_rows(metrics), "compared": compared(metrics)}
+    return {"rows": model_rows(metrics), "compared": compared(metrics), "confirmed": metrics["confirmation"]["chosen"]}
 
 
 def model_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:

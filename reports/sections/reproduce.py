@@ -9,7 +9,11 @@ from reports.folder import Study
 
 def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
     """Whether the best trial can be trained alone."""
-    return {"repeatable": repeatable(study), "workers": int(study.setting("cluster.workers_per_trial", 1) or 1)}
+    return {
+        "repeatable": repeatable(study),
+        "workers": int(study.setting("cluster.workers_per_trial", 1) or 1),
+        "seed": (study.best.get("confirmed") or {}).get("index"),
+    }
 
 
 def repeatable(study: Study) -> bool:

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from reports import confirmation, folds
+from reports.confirmation import how_chosen
 from reports.folder import Study
 from reports.sections.models import model_rows
 from reports.sections.trials import outcomes
@@ -19,7 +21,7 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
         "facts": facts(study, metrics),
         "rows": model_rows(metrics),
         "cautions": cautions(study, metrics),
-        "compared": compared(metrics),
+        "how_chosen": how_chosen(metrics, f"the best on validation of {compared(metrics)}"),
         "names_in_text": NAMES_IN_TEXT,
     }
 
@@ -35,11 +37,12 @@ def facts(study: Study, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     names = sorted({name for trial in study.trials for name in trial.params})
     by = " with ".join(filter(None, (str(study.setting(f"{group}.name", "")) for group in ("sampler", "scheduler"))))
     aim = f"for the {'largest' if study.maximizes else 'smallest'} {study.metric}{f', by {by}' if by else ''}"
+    of_folds = folds.facts(study, metrics)
     return [
         ("Searched", f"{listed(names)}, {aim}" if names else f"nothing; trials compared {aim}"),
         ("Trials", f"{len(study.trials)}: " + listed(f"{number} {name}" for name, number in outcomes(study).items())),
-        ("Training", _part(study, "train")),
-        ("Validation", _part(study, "valid")),
+        ("Training", of_folds.get("Training") or _part(study, "train")),
+        ("Validation", of_folds.get("Validation") or _part(study, "valid")),
         ("Test", _test_part(study, metrics)),
         ("Labels", _labels(study, metrics)),
         ("Test fold opened", _opened(metrics)),
@@ -87,10 +90,22 @@ def _opened(metrics: dict[str, Any]) -> str:
     return f"{times}: by {'; '.join(models)}" if models else "never"
 
 
+def passed_models(study: Study) -> set[str]:
+    """The models whose predictions are there, by the digests of their weights; of an ensemble its members."""
+    members = {member["digest"] for member in study.ensemble.get("members") or ()}
+    single = {of.made_by.get("digest", name) for name, of in study.predictions.items() if name != "ensemble"}
+    return single | (members if "ensemble" in study.predictions else set())
+
+
 def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
     """What in this study limits what its figures mean; only what applies."""
     found = []
-    if study.outdated is not None:
+    if study.outdated is not None and study.outdated == study.best["trial"]:
+        found.append(
+            f"Another seed of trial {study.outdated} has been chosen since one of it was evaluated on the test fold,"
+            " whose figures are not shown for it: the line that searched, typed again, evaluates it."
+        )
+    elif study.outdated is not None:
         found.append(
             f"Trial {study.best['trial']} has become the best since trial {study.outdated} was evaluated on the test"
             " fold, whose figures are not shown for it: the line that searched, typed again, evaluates it."
@@ -98,14 +113,16 @@ def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
     elif "test" not in metrics["best"]:
         found.append("The best trial has not been evaluated on the test fold: there is no figure to quote yet.")
     # the best trial may be the default configuration: two files by one model
-    num_models = len({of.made_by.get("digest", name) for name, of in study.predictions.items()})
+    num_models = len(passed_models(study))
     if metrics["test_fold_openings"] > num_models > 0:
         found.append(
             f"The test fold was opened {metrics['test_fold_openings']} times for {counted(num_models, 'model')}:"
             " figures seen before a choice was made are no longer untouched by it."
         )
     recomputed = metrics["best"].get("valid", {}).get("auroc_macro", {}).get("value")
-    searched = metrics["search"]["best_value"]
+    if of_folds := metrics.get("folds"):  # the search followed their mean, not the pooled predictions
+        recomputed = (of_folds["mean"] or {}).get("auroc_macro")
+    searched = study.best.get("value") if metrics["confirmation"]["chosen"] else metrics["search"]["best_value"]
     if study.metric == "val/auroc" and None not in (recomputed, searched) and abs(recomputed - searched) > 1e-3:
         found.append(
             f"The saved validation predictions give a macro AUROC of {figure(recomputed, 4)}, the search recorded"
@@ -115,6 +132,7 @@ def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
         found.append(f"Intervals that do not hold their own value, for want of positives: {listed(paths)}.")
     if study.num_unreadable_events:
         found.append(f"{counted(study.num_unreadable_events, 'line')} of events.jsonl could not be read.")
+    found += confirmation.cautions(study, metrics)
     if study.best_trial and study.best_trial.number == 0:
         found.append("No trial did better on validation than the default configuration: the search gained nothing.")
     return found

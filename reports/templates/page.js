@@ -1,7 +1,7 @@
 "use strict";
 // The page can be read without this script: it adds what is under the pointer and sorting.
 (() => {
-  const curves = JSON.parse(document.getElementById("curve-data").textContent);
+  const curves = JSON.parse(document.getElementById("curve-data")?.textContent ?? "[]");
   const tip = document.getElementById("tip");
 
   const track = (trial) => {
