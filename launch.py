@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from search_spaces.compose import Composed, Line, compose_line, help_text, read_line, recompose
+from search_spaces.compose import (
+    Composed,
+    Line,
+    compose_line,
+    compose_to_read,
+    help_text,
+    read_line,
+    recompose,
+    recompose_to_read,
+)
 from search_spaces.schema import ChoiceError, Launch, checked
 from trainables.components import ComponentError
 
@@ -33,6 +42,10 @@ if TYPE_CHECKING:
     from trainables.study import StudyFolder
 
 USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
+TO_READ = ("report", "dashboard")
+"""Commands that look at a study and run nothing of it, so that it may be another version's."""
+TO_GATHER = {"compare": "runs/comparison", "index": "runs"}
+"""Commands that look at several studies, with the folder that their page goes to."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,6 +99,9 @@ def run(arguments: Sequence[str], console: Console) -> int:
         "show": show,
         "preflight": preflight,
         "import": import_weights,
+        "compare": compare,
+        "index": index,
+        "dashboard": dashboard,
     }
     from search_spaces.logs import configure
 
@@ -102,14 +118,18 @@ def configuration_of(line: Line) -> Composed:
         from trainables.checkpoint import read_description
 
         return recompose(line, read_description(Path(line.get("checkpoint")))["run"])
-    if command == "report" or (command == "train" and line.get("trial") is not None):
+    if command in TO_READ or (command == "train" and line.get("trial") is not None):
         from trainables.study import StudyFolder
 
         if line.get("storage"):
-            return recompose(line, copied_from_store(line))
-        if not line.get("study_dir"):
+            stored = copied_from_store(line)
+        elif not line.get("study_dir"):
             raise ChoiceError(f"command={command} needs study_dir=DIR, the folder of a study")
-        return recompose(line, StudyFolder(Path(line.get("study_dir"))).read_configuration() | {"storage": None})
+        else:
+            stored = StudyFolder(Path(line.get("study_dir"))).read_configuration() | {"storage": None}
+        return recompose_to_read(line, stored) if command in TO_READ else recompose(line, stored)
+    if command in TO_GATHER:
+        return compose_to_read(line, TO_GATHER[command])
     if command == "evaluate":
         raise ChoiceError("command=evaluate needs checkpoint=DIR, e.g. STUDY/checkpoints/best_1")
     return compose_line(line)
@@ -234,6 +254,7 @@ def typed_again() -> str:
 def search(launch: Launch, console: Console) -> int:
     """Search, evaluate the best trial once on the test fold, and write the report."""
     from search_spaces.tracking import make_tracker
+    from trainables.data_check import check_data, warnings_of
     from trainables.stored import stored_study
     from trainables.study import StudyFolder
 
@@ -250,8 +271,11 @@ def search(launch: Launch, console: Console) -> int:
         states.push(study.encoder)
         store = open_store(launch, console)
         ledger, recordings = open_books(launch, space, study, store, states)
+        states.push(study.code)
         confirmation = open_confirmation(launch, ledger)
         describe_recordings(launch, recordings, console)
+        for warning in warnings_of(check_data(study, launch.run, recordings)):
+            console.print(f"warning: {warning}", markup=False)
         if not (ledger.is_over and confirmation.is_over):
             terminated = run_search(launch, ledger, confirmation, store, console)
             unfinished = not (ledger.is_over and confirmation.is_over)  # Tune takes Ctrl-C and ends
@@ -356,6 +380,7 @@ def open_books(
     from search_spaces.distributions import run_with
     from search_spaces.ledger import Ledger, TrialRecord
     from search_spaces.schedulers import make_policy
+    from trainables.changes import code_changes, keep_changes
     from trainables.checkpoint import description_of
     from trainables.provenance import git_revision, hardware, versions
     from trainables.recordings import open_recordings
@@ -387,6 +412,7 @@ def open_books(
         "study_resumed" if begun else "study_started",
         store=store.hash,
         git_revision=git_revision(),
+        changes=keep_changes(study, code_changes()),
         versions=versions(),
         hardware=hardware(),
     )
@@ -474,6 +500,7 @@ def finish(
 ) -> int:
     """Evaluate and report what there is, and say where the report is."""
     from reports.evaluate import evaluate_study, probe_untrained
+    from reports.index import refresh
     from reports.report import build
     from trainables.workers import Workers
 
@@ -504,6 +531,7 @@ def finish(
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
     page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    refresh(study.path.parent)
     console.print(f"best: {said_of_best(ledger, confirmation)}", markup=False)
     console.print(f"test fold opened {opened} times now", markup=False)
     console.print(f"report: {page}", markup=False)
@@ -809,9 +837,58 @@ def report(launch: Launch, console: Console) -> int:
             seed=launch.seed,
             evaluate=launch.evaluate.model_dump(),
         )
-    except ValueError as error:  # damaged or unequal predictions: its message is for the user
+    except ValueError as error:  # no folder of a study: its message is for the user
         return complain(" ".join(str(error).split()))
+    for problem in json.loads((page.parent / "metrics.json").read_bytes())["problems"]:
+        console.print(f"left out: {problem}", markup=False)
     console.print(f"report: {page}", markup=False)
+    return 0
+
+
+def compare(launch: Launch, console: Console) -> int:
+    """Put studies side by side on one page, from what their folders hold."""
+    from reports.compare import build
+
+    assert launch.study_dirs is not None
+    try:
+        page = build(
+            [Path(folder).expanduser() for folder in launch.study_dirs],
+            Path(launch.study_dir),
+            num_resamples=launch.evaluate.num_resamples,
+            seed=launch.seed,
+        )
+    except ValueError as error:  # a folder that is no study's
+        return complain(" ".join(str(error).split()))
+    console.print(f"comparison: {page}", markup=False)
+    return 0
+
+
+def index(launch: Launch, console: Console) -> int:
+    """List all studies of a folder on one page."""
+    from reports.index import build
+
+    try:
+        page, num_studies = build(Path(launch.study_dir))
+    except ValueError as error:
+        return complain(" ".join(str(error).split()))
+    console.print(f"index of {num_studies} studies: {page}", markup=False)
+    return 0
+
+
+def dashboard(launch: Launch, console: Console) -> int:
+    """Show a study in optuna-dashboard until Ctrl-C; nothing of the study can be changed there."""
+    from reports.dashboard import serving
+
+    try:
+        with serving(Path(launch.study_dir) / "journal.log", launch.port) as server:
+            console.print(
+                f"dashboard: http://127.0.0.1:{server.server_port}/ (read-only; Ctrl-C ends it)", markup=False
+            )
+            server.serve_forever()
+    except ValueError as error:
+        return complain(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        console.print("dashboard ended", markup=False)
     return 0
 
 

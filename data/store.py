@@ -196,6 +196,7 @@ class Store:
     Attributes:
         path: the store's folder.
         hash: hexadecimal digest of source, preparation and label protocols.
+        source: digest of what the recordings were read from, the same whatever their preparation.
         preparation: what was done to every record.
         index: one row a record: record_id, patient_id, fold, codes, age, sex, device, site, path, report (null for
             none), quality (names of flags; null where it is not known, as in a store that was built before flags were
@@ -210,6 +211,7 @@ class Store:
         fields = {**manifest["preparation"], "leads": tuple(manifest["preparation"]["leads"])}
         self.path = path
         self.hash: str = manifest["hash"]
+        self.source: str = manifest["source"]
         self.preparation = Preparation(**fields)
         self.index = index
         self.mv_per_unit: float = manifest["mv_per_unit"]

@@ -1,21 +1,25 @@
 """What a study's folder says, read without the code that ran it: configuration, events, trials, predictions.
 
 A folder may be copied to a machine without torch or Ray, may belong to a study that is still running, and may have
-lost its last line to a killed process, so everything but `study.yaml` is read as far as it is there.
+lost its last line to a killed process, so everything but `study.yaml` is read as far as it is there. It may be another
+version's, too: events and columns that are not known here are passed over.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
@@ -37,6 +41,15 @@ RANGES = ("uniform", "log_uniform", "int_uniform", "log_int")
 """Kinds of distributions with two ends; the other kind is `choice`."""
 ATTRIBUTES = ("age", "sex", "device", "site", "quality")
 """Columns of such a file that say whose recording it is and how it was made; files of older versions have none."""
+NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "trial_started": {"trial": int, "params": dict},
+    "epoch": {"trial": int, "epoch": int, "metrics": dict},
+    "exploit": {"trial": int},
+    "trial_interrupted": {"trial": int},
+    "released": {"stops": int, "gone": int, "longest_s": (int, float), "left": list},
+}
+"""What a report reads of an event without asking whether it is there; one without is another version's."""
+Content = TypeVar("Content")
 TRIAL_COLUMNS = ("number", "state", "value", "epochs", "seconds", "reason")
 """Columns of trials.parquet that are not parameters."""
 
@@ -95,7 +108,10 @@ class Predictions:
 
     def of_split(self, split: str) -> Predictions:
         """The records of one split; there may be none."""
-        rows = self.splits == split
+        return self.of_rows(self.splits == split)
+
+    def of_rows(self, rows: NDArray[np.bool_]) -> Predictions:
+        """Some of the records."""
         return replace(
             self,
             record_ids=self.record_ids[rows],
@@ -122,6 +138,7 @@ class Study:
     config: dict[str, Any]
     events: tuple[dict[str, Any], ...]
     num_unreadable_events: int
+    """Lines of events.jsonl that were cut, or that lack what an event of that name has here."""
     trials: tuple[Trial, ...]
     """Ascending by number."""
     best: dict[str, Any]
@@ -138,6 +155,10 @@ class Study:
     """The content of UNTRAINED; empty where no encoder has been probed."""
     journal: Path | None = None
     """Optuna's journal, which may be missing or damaged: only `reports.importance` reads it."""
+    problems: tuple[str, ...] = ()
+    """What could not be read, or must not be shown, and why; a sentence each, without the folder's path."""
+    refused: frozenset[str] = frozenset()
+    """The models of PREDICTIONS whose files are there and cannot be used."""
 
     def setting(self, dotted: str, otherwise: Any = None) -> Any:
         """A value of the configuration by its dotted name."""
@@ -178,38 +199,57 @@ class Study:
         return [event for event in self.events if event.get("event") == name]
 
 
-def read_study(study_dir: Path) -> Study:
-    """Read a study's folder.
+def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
+    """Read a study's folder as far as it can be read; what cannot be is left out and named in `problems`.
+
+    Args:
+        study_dir: the folder.
+        with_predictions: whether the models' predictions are wanted, which are most of what is to be read.
 
     Raises:
-        ValueError: if it is not one, or a file in it is not what it should be.
+        ValueError: if it is not one, or its configuration is damaged.
     """
     config = _read_yaml(study_dir / "study.yaml")
+    problems: list[str] = []
+
+    def part(read: Callable[[], Content], otherwise: Content) -> Content:
+        try:
+            return read()
+        except ValueError as error:
+            problems.append(" ".join(str(error).replace(f"{study_dir}{os.sep}", "").split()))  # not its author's path
+            return otherwise
+
+    def json_of(*names: str) -> dict[str, Any]:
+        return part(lambda: _read_json(study_dir.joinpath(*names)), {})
+
     events, num_unreadable = _read_events(study_dir / "events.jsonl")
-    checkpoints = study_dir / "checkpoints"
-    best = _read_json(checkpoints / "best_1" / "checkpoint.json")
-    test_folds = at_path(config, "data.test_folds", [])
-    files = {model: study_dir / "report" / name for model, name in PREDICTIONS.items()}
-    predictions = {model: read_predictions(path, test_folds) for model, path in files.items() if path.exists()}
-    outdated = None
-    if "best" in predictions and not _made_by_model(predictions["best"].made_by, best):
-        outdated = predictions.pop("best").made_by["trial"]
-    ensemble = _read_json(study_dir / "report" / ENSEMBLE)
-    if "ensemble" in predictions and predictions["ensemble"].made_by.get("members") != ensemble.get("members"):
-        predictions.pop("ensemble")  # of other members than those of now
+    best = json_of("checkpoints", "best_1", "checkpoint.json")
+    predictions, outdated = _read_models(study_dir, config, best, part) if with_predictions else ({}, None)
+    refused = frozenset(model for model, found in predictions.items() if found is None)
+    shown = {model: found for model, found in predictions.items() if found is not None}
+    for model, reason in _not_comparable(shown).items():
+        problems.append(f"{reason}; {PREDICTIONS[model]} is left out")
+        del shown[model]
+    metric = at_path(config, "search.metric", "val/auroc")
+    table = part(lambda: _read_trials(study_dir / "trials.parquet"), pd.DataFrame(columns=TRIAL_COLUMNS))
+    ensemble = json_of("report", ENSEMBLE)
+    if "ensemble" in shown and shown["ensemble"].made_by.get("members") != ensemble.get("members"):
+        del shown["ensemble"]  # of other members than those of now
     return Study(
         name=str(config.get("study_dir") or study_dir.resolve().name),
         config=config,
         events=tuple(events),
         num_unreadable_events=num_unreadable,
-        trials=_trials(study_dir / "trials.parquet", events, metric=at_path(config, "search.metric", "val/auroc")),
+        trials=_trials(table, events, metric=metric, searched=at_path(config, "space", {})),
         best=best,
-        default=_read_json(checkpoints / "default" / "checkpoint.json"),
-        predictions=predictions,
+        default=json_of("checkpoints", "default", "checkpoint.json"),
+        predictions=shown,
         outdated=outdated,
         ensemble=ensemble,
-        untrained=_read_json(study_dir / "report" / UNTRAINED),
+        untrained=json_of("report", UNTRAINED),
         journal=study_dir / "journal.log",
+        problems=tuple(problems),
+        refused=refused,
     )
 
 
@@ -218,6 +258,61 @@ def _made_by_model(made_by: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
     if made_by.get("trial", best.get("trial")) != best.get("trial"):
         return False
     return "trial" not in made_by or made_by.get("index") == (best.get("confirmed") or {}).get("index")
+
+
+def _read_models(
+    study_dir: Path,
+    config: dict[str, Any],
+    best: dict[str, Any],
+    part: Callable[[Callable[[], Predictions | None], Predictions | None], Predictions | None],
+) -> tuple[dict[str, Predictions | None], int | None]:
+    """Every model's predictions, None where `part` could not read them, and the trial that those of another are of."""
+    test_folds = at_path(config, "data.test_folds", [])
+    files = {model: study_dir / "report" / name for model, name in PREDICTIONS.items()}
+    found = {
+        model: part(functools.partial(read_predictions, path, test_folds), None)
+        for model, path in files.items()
+        if path.exists()
+    }
+    of_best = found.get("best")
+    if of_best is not None and not _made_by_model(of_best.made_by, best):
+        del found["best"]
+        return found, of_best.made_by["trial"]
+    return found, None
+
+
+def _not_comparable(predictions: Mapping[str, Predictions]) -> dict[str, str]:
+    """The models that cannot stand beside the best one, with the reason."""
+    if "best" not in predictions:
+        return {}
+    best = predictions["best"]
+    reasons = {
+        model: why_not_comparable(best, other, names=(PREDICTIONS["best"], PREDICTIONS[model]))
+        for model, other in predictions.items()
+    }
+    return {model: reason for model, reason in reasons.items() if reason is not None}
+
+
+def why_not_comparable(one: Predictions, other: Predictions, *, names: tuple[str, str]) -> str | None:
+    """Why two models' figures must not stand side by side; None where they may.
+
+    Args:
+        one: predictions.
+        other: predictions of another model.
+        names: what they are called in the reason.
+    """
+    both = f"{names[0]} and {names[1]}"
+    if alone := set(one.record_ids) ^ set(other.record_ids):
+        return (
+            f"{both} must hold the same records, {len(alone)} are in one only (e.g. {min(alone)}): evaluate both again"
+        )
+    if one.classes != other.classes:
+        return f"{both} must hold the same classes, got {', '.join(one.classes)} and {', '.join(other.classes)}"
+    if not np.array_equal(one.patient_ids, other.patient_ids) or not np.array_equal(one.targets, other.targets):
+        return f"{both} must give each record the same patient and labels: evaluate both again"
+    if not np.array_equal(one.splits, other.splits):
+        return f"{both} must have each record in the same split: evaluate both again"
+    return None
 
 
 def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
@@ -241,12 +336,19 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
     if table["record_id"].duplicated().any():
         repeated = table.loc[table["record_id"].duplicated(), "record_id"].iloc[0]
         raise ValueError(f"{path} must hold each record once, got {repeated} again: evaluate the model again")
-    targets = table[[f"y_{name}" for name in classes]].to_numpy(dtype=np.float64)
-    scores = table[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
+    try:
+        targets = table[[f"y_{name}" for name in classes]].to_numpy(dtype=np.float64)
+        scores = table[[f"p_{name}" for name in classes]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path} must hold numbers as labels and probabilities: evaluate the model again") from None
     if not np.isin(targets, (0.0, 1.0)).all():
         raise ValueError(f"{path} must hold labels that are 0 or 1: evaluate the model again")
     if not np.isfinite(scores).all():
-        raise ValueError(f"{path} must hold finite probabilities, {np.sum(~np.isfinite(scores))} are not: train again")
+        first = table["record_id"].iloc[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])]
+        raise ValueError(
+            f"{path} must hold finite probabilities, {np.sum(~np.isfinite(scores))} are not (the first: of record "
+            f"{first}): train again"
+        )
     splits = table["split"] if "split" in table else table["fold"].isin(test_folds).map({True: "test", False: "valid"})
     return Predictions(
         classes=classes,
@@ -272,9 +374,8 @@ def _attributes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _made_by(path: Path) -> dict[str, Any]:
-    content = (pq.read_schema(path).metadata or {}).get(MADE_BY, b"{}")
-    made_by: dict[str, Any] = json.loads(content)
-    return made_by
+    made_by = json.loads((pq.read_schema(path).metadata or {}).get(MADE_BY, b"{}"))
+    return made_by if isinstance(made_by, dict) else {}
 
 
 def at_path(tree: Any, dotted: str, otherwise: Any = None) -> Any:
@@ -332,12 +433,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are these two
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path} is not readable parquet ({' '.join(str(error).split())}): make it again") from None
 
 
 def _read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Every whole line, and the number of those that a killed process left in parts."""
+    """Every event, and the number of lines that a killed process left in parts or that say another thing here."""
     events: list[dict[str, Any]] = []
     num_unreadable = 0
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
@@ -346,48 +447,70 @@ def _read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
             event = json.loads(line) if line.strip() else None
         except json.JSONDecodeError:
             event = line
-        if isinstance(event, dict):
+        if isinstance(event, dict) and _is_whole(event):
             events.append(event)
         elif event is not None:
             num_unreadable += 1
     return events, num_unreadable
 
 
-def _trials(path: Path, events: list[dict[str, Any]], *, metric: str) -> tuple[Trial, ...]:
+def _is_whole(event: Mapping[str, Any]) -> bool:
+    needed = NEEDED.get(event["event"], {}) if isinstance(event.get("event"), str) else {}
+    return all(isinstance(event.get(key), kind) for key, kind in needed.items())
+
+
+def _read_trials(path: Path) -> pd.DataFrame:
+    """The table of trials; empty where there is none."""
+    if not path.exists():
+        return pd.DataFrame(columns=TRIAL_COLUMNS)
+    table = _read_parquet(path)
+    if "number" not in table or not all(isinstance(plain(number), int | float) for number in table["number"]):
+        raise ValueError(f"{path} lacks the column number: type the line of the search again, which writes it anew")
+    return table
+
+
+def _trials(table: pd.DataFrame, events: list[dict[str, Any]], *, metric: str, searched: Any) -> tuple[Trial, ...]:
     """Trials of the table, and those that only the events know because they still run."""
     curves = _curves(events, metric)
-    table = _read_parquet(path) if path.exists() else pd.DataFrame(columns=TRIAL_COLUMNS)
-    if "number" not in table:
-        raise ValueError(f"{path} lacks the column number: type the line of the search again, which writes it anew")
     rows = {int(row["number"]): row for row in table.to_dict("records")}
-    started = {event["trial"]: event for event in events if event.get("event") == "trial_started"}
+    started = {event["trial"]: event["params"] for event in events if event.get("event") == "trial_started"}
     for number in started.keys() - rows.keys():
-        rows[number] = {"state": "RUNNING"} | dict(started[number].get("params") or {})
-    return tuple(_trial(number, rows[number], curves.get(number, {})) for number in sorted(rows))
+        rows[number] = {"state": "RUNNING"} | dict(started[number])
+    names = {name for params in started.values() for name in params}
+    names |= set(searched) if isinstance(searched, Mapping) else set()
+    return tuple(_trial(number, rows[number], curves.get(number, {}), names) for number in sorted(rows))
 
 
-def _trial(number: int, row: Mapping[Any, Any], curve: Mapping[int, Epoch]) -> Trial:
+def _trial(number: int, row: Mapping[Any, Any], curve: Mapping[int, Epoch], names: set[str]) -> Trial:
+    """One trial; of its columns those that `names` has are parameters, all but our own where it has none."""
     known = {str(name): plain(value) for name, value in row.items()}
-    epochs = known.get("epochs")
+    epochs = _number_in(known, "epochs")
+    params = {name: value for name, value in known.items() if name not in TRIAL_COLUMNS and value is not None}
     return Trial(
         number=number,
         state=str(known.get("state") or "RUNNING"),
-        value=known.get("value"),
+        value=_number_in(known, "value"),
         epochs=len(curve) if epochs is None else int(epochs),
-        seconds=known.get("seconds"),
-        reason=known.get("reason"),
-        params={name: value for name, value in known.items() if name not in TRIAL_COLUMNS and value is not None},
+        seconds=_number_in(known, "seconds"),
+        reason=None if known.get("reason") is None else str(known["reason"]),
+        params={name: value for name, value in params.items() if not names or name in names},
         curve=tuple(curve[epoch] for epoch in sorted(curve)),
     )
+
+
+def _number_in(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    return value if isinstance(value, int | float) else None
 
 
 def _curves(events: list[dict[str, Any]], metric: str) -> dict[int, dict[int, Epoch]]:
     curves: dict[int, dict[int, Epoch]] = {}
     for event in events:
-        value = (event.get("metrics") or {}).get(metric)
-        if event.get("event") == "epoch" and isinstance(value, int | float) and math.isfinite(value):
-            epoch = Epoch(int(event["epoch"]), str(event.get("stage", "")), float(value))
-            curves.setdefault(event["trial"], {})[epoch.epoch] = epoch
+        if event.get("event") != "epoch":
+            continue
+        value, number = event["metrics"].get(metric), event["epoch"]
+        if isinstance(value, int | float) and math.isfinite(value):
+            curves.setdefault(event["trial"], {})[number] = Epoch(number, str(event.get("stage", "")), float(value))
     return curves
 
 

@@ -39,6 +39,7 @@ SECTIONS = (
     "operation",
     "reproduce",
     "provenance",
+    "citation",
     "methods",
 )
 """In the order of the page."""
@@ -57,14 +58,7 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
     Returns:
         HTML with styles and script inside; the same text for the same study, whenever it is made.
     """
-    environment = Environment(
-        loader=FileSystemLoader([HERE / "templates", HERE / "sections"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
+    environment = templates()
     views = {name: importlib.import_module(f"reports.sections.{name}").view(study, metrics) for name in SECTIONS}
     sections = [
         environment.get_template(f"{name}.html").render(study=study, metrics=metrics, **view)
@@ -77,6 +71,19 @@ def render(study: Study, metrics: dict[str, Any]) -> str:
         styles=of_sections("css"),
         scripts=of_sections("js"),
     )
+
+
+def templates() -> Environment:
+    """Where templates are found and what they may call; names from the data are escaped in all of them."""
+    environment = Environment(
+        loader=FileSystemLoader([HERE / "templates", HERE / "sections"]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= FILTERS
+    return environment
 
 
 def of_sections(kind: str) -> Markup:

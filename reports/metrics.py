@@ -13,8 +13,9 @@ from reports.calibration import calibration
 from reports.choices import Comparison, Unknown, compare, tables
 from reports.confirmation import confirmation
 from reports.discrimination import Floats, auroc, average_precision
-from reports.folder import PREDICTIONS, Predictions, Study, at_path
+from reports.folder import Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.provenance import provenance
 from reports.searching import searching
 from reports.subgroups import subgroups
 
@@ -47,9 +48,6 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         study: a study's folder, read.
         num_resamples: bootstrap resamples of each interval.
         seed: of the resamples.
-
-    Raises:
-        ValueError: if two models were evaluated on different records or labels.
     """
     scored = {
         model: _scored_splits(predictions, num_resamples=num_resamples, seed=seed)
@@ -59,7 +57,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
     blocks = {"best": _blocks(best), "baselines": {model: _blocks(splits) for model, splits in baselines.items()}}
     content = blocks | {
         "differences": {
-            model: {split: _differences(best[split], splits[split], model) for split in SPLITS if split in splits}
+            model: {split: _differences(best[split], splits[split]) for split in SPLITS if split in splits}
             for model, splits in baselines.items()
             if best
         },
@@ -69,6 +67,8 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "search": _search(study),
         "confirmation": confirmation(study),
         "ensemble": {"members": [], "reason": None} | study.ensemble,
+        "provenance": provenance(study),
+        "problems": list(study.problems),
     }
     content |= {"intervals_excluding_value": _excluding(content)}
     # after it: the intervals of a calibration error are not percentiles
@@ -134,9 +134,8 @@ def _class_figure(scored: Scored, metric: str, index: int) -> dict[str, Any]:
     }
 
 
-def _differences(best: Scored, other: Scored, model: str) -> dict[str, Any]:
+def _differences(best: Scored, other: Scored) -> dict[str, Any]:
     """Best less other, both in the same resamples."""
-    _refuse_other_records(best.predictions, other.predictions, model)
     if best.resamples is None or other.resamples is None:
         return {}
     return {
@@ -145,21 +144,6 @@ def _differences(best: Scored, other: Scored, model: str) -> dict[str, Any]:
         )
         for metric in METRICS
     }
-
-
-def _refuse_other_records(best: Predictions, other: Predictions, model: str) -> None:
-    files = f"{PREDICTIONS['best']} and {PREDICTIONS[model]}"
-    alone = set(best.record_ids) ^ set(other.record_ids)
-    if alone:
-        raise ValueError(
-            f"{files} must hold the same records, {len(alone)} are in one only (e.g. {min(alone)}): evaluate both again"
-        )
-    if best.classes != other.classes:
-        raise ValueError(
-            f"{files} must hold the same classes, got {', '.join(best.classes)} and {', '.join(other.classes)}"
-        )
-    if not np.array_equal(best.patient_ids, other.patient_ids) or not np.array_equal(best.targets, other.targets):
-        raise ValueError(f"{files} must give each record the same patient and labels: evaluate both again")
 
 
 def _openings(study: Study) -> dict[str, Any]:
@@ -265,3 +249,8 @@ def _json(interval: Interval) -> dict[str, Any]:
 def figures_of_split(predictions: Predictions, split: str, *, num_resamples: int, seed: int) -> dict[str, Any]:
     """One model's figures on one split, as in the blocks of `figures`."""
     return _block(_score(predictions.of_split(split), num_resamples=num_resamples, seed=seed))
+
+
+def summary_of(study: Study) -> dict[str, Any]:
+    """What the search did and how often the test fold was opened, as in `figures`; nothing is resampled."""
+    return _search(study) | _openings(study)

@@ -1,7 +1,7 @@
-"""The report of a study: metrics.json and index.html, made from what its folder holds.
+"""The report of a study: metrics.json, index.html and the model's card, made from what its folder holds.
 
 Nothing is evaluated here and no fold is opened, so a report can be made again at any time, on any machine, from a copy
-of the folder; the same folder gives the same two files, byte for byte.
+of the folder; the same folder gives the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from reports.folder import read_study
 from reports.html import render
 from reports.metrics import figures
+from reports.model_card import NAME, model_card
 
 
 def build(
@@ -30,10 +31,11 @@ def build(
         evaluate: settings of `evaluate` in the place of the study's own.
 
     Returns:
-        report/index.html in the study's folder; metrics.json lies beside it.
+        report/index.html in the study's folder; metrics.json and model_card.md lie beside it, and the card once more
+        beside the best checkpoint.
 
     Raises:
-        ValueError: if the folder is no study's, or a file in it is damaged or does not fit the others.
+        ValueError: if the folder is no study's; what is damaged in one is left out, and the page says so.
         OSError: if the report cannot be written.
     """
     study = read_study(study_dir)
@@ -43,13 +45,17 @@ def build(
     page = render(study, metrics)
     folder = study_dir / "report"
     folder.mkdir(exist_ok=True)
-    _replace(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    _replace(folder / "index.html", page)
+    put(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    put(folder / "index.html", page)
+    card = model_card(study, metrics)
+    put(folder / "model_card.md", card)
+    if study.best:  # beside its weights, and goes with them when they are copied
+        put(study_dir / "checkpoints" / "best_1" / NAME, card)
     return folder / "index.html"
 
 
-def _replace(path: Path, text: str) -> None:
-    """Put `text` at `path` whole or not at all: a browser may be reading it."""
+def put(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all: a browser may be reading it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

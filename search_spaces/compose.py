@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from search_spaces.distributions import GROUP_CHOICES, KINDS, leaves_of, put, settled, written
-from search_spaces.schema import UNCHANGED_BY, ChoiceError, dotted, unknown_key
+from search_spaces.schema import UNCHANGED_BY, ChoiceError, checked, dotted, unknown_key
 from trainables.components import nearest
 from trainables.settings import Run
 
@@ -50,6 +50,8 @@ NOT_OF_THE_RUN = (
     "checkpoint",
     "weights",
     "mapping",
+    "study_dirs",
+    "port",
     "cluster",
     "tracking",
     "debug",
@@ -77,6 +79,9 @@ EXAMPLES = (
     ("as a job of a Ray cluster", "search=stmem_ptbxl cluster=job cluster.address=http://127.0.0.1:8265"),
     ("whether a cluster can run it", "command=preflight search=stmem_ptbxl cluster=ray cluster.address=HOST:PORT"),
     ("a study's report again", "command=report study_dir=DIR"),
+    ("studies side by side", "command=compare study_dirs=[DIR1,DIR2]"),
+    ("all studies of a folder", "command=index study_dir=runs"),
+    ("a study in optuna-dashboard", "command=dashboard study_dir=DIR"),
     ("a study in an object store", "search=stmem_ptbxl storage=s3://bucket/prefix"),
     ("one trial of a study again", "command=train study_dir=DIR trial=N"),
     ("a published encoder's weights", "command=import weights=FILE mapping=FILE study_dir=DIR"),
@@ -307,6 +312,56 @@ def recompose(line: Line, stored: Mapping[str, Any]) -> Composed:
             tree[key] = value
         elif key == "data":
             tree[key] |= {name: value[name] for name in PREPARATION}
+    known = dotted(tree)
+    for key, value in line.values.items():
+        if key not in known:
+            raise ChoiceError(f"{key}: {unknown_key(key, known)}")
+        if isinstance(known[key], dict) or isinstance(value, Listed):
+            raise ChoiceError(f"{key}: takes one value here")
+        put(tree, key, value)
+    _resolve_paths(tree)
+    return Composed(tree, [], choices)
+
+
+def recompose_to_read(line: Line, stored: Mapping[str, Any]) -> Composed:
+    """`recompose` for a command that only looks at a study, which may be of another version.
+
+    Where its configuration is not one of this version, all but the seed and the number of resamples comes from the
+    defaults, and a note says so.
+
+    Raises:
+        ChoiceError: if what is typed cannot be.
+    """
+    places = {key: value for key, value in line.values.items() if key in ("command", "study_dir", "storage")}
+    try:
+        checked(recompose(Line(values=places), stored).tree)
+    except ChoiceError as error:
+        _refuse_what_is_stored(line, dotted(stored), evaluates=False)
+        found = compose_to_read(replace(line, groups={}), stored.get("study_dir"))
+        evaluate, seed = stored.get("evaluate"), stored.get("seed")
+        resamples = evaluate.get("num_resamples") if isinstance(evaluate, Mapping) else None
+        if isinstance(seed, int):
+            found.tree["seed"] = seed
+        if isinstance(resamples, int) and "evaluate.num_resamples" not in line.values:
+            found.tree["evaluate"]["num_resamples"] = resamples
+        return replace(found, notes=[f"the study's configuration is of another version ({error})"])
+    return recompose(line, stored)
+
+
+def compose_to_read(line: Line, study_dir: str | None) -> Composed:
+    """The defaults under what is typed, for a command that reads whole studies and has no configuration of its own.
+
+    Args:
+        line: what was typed.
+        study_dir: the folder where none is typed.
+
+    Raises:
+        ChoiceError: if a key is typed that there is not, or a group, which nothing here reads.
+    """
+    if line.groups:
+        raise ChoiceError(f"{', '.join(line.groups)}: not read by command={line.get('command')}: leave it out")
+    config, choices = _hydra({}, line.config_dir)
+    tree = _plain(config) | {"options": {}, "space": {}} | ({"study_dir": study_dir} if study_dir else {})
     known = dotted(tree)
     for key, value in line.values.items():
         if key not in known:

@@ -200,7 +200,9 @@ class Evaluate(Settings):
     currency: str
 
 
-Command = Literal["search", "train", "evaluate", "report", "prepare", "show", "preflight", "import"]
+Command = Literal[
+    "search", "train", "evaluate", "report", "prepare", "show", "preflight", "import", "compare", "index", "dashboard"
+]
 
 UNCHANGED_BY = {"name", "root", "store_dir", "download", "max_unreadable_share"}
 """Keys of `data` that say where the recordings are, not what they are: a study may move."""
@@ -219,6 +221,8 @@ class Launch(Settings):
     checkpoint: str | None
     weights: str | None
     mapping: str | None
+    study_dirs: list[str] | None = Field(min_length=2)
+    port: int | None = Field(ge=0, le=65535)
     seed: int = Field(ge=0)
     search: Search
     space: dict[str, Any]
@@ -271,12 +275,15 @@ class Launch(Settings):
         if self.trial_seed is not None and self.trial is None:
             raise ValueError("trial_seed goes with trial=N, the trial that was confirmed")
         read_by = {"trial": "train", "checkpoint": "evaluate", "weights": "import", "mapping": "import"}
+        read_by |= {"study_dirs": "compare", "port": "dashboard"}
         for key, command in read_by.items():
             if getattr(self, key) is not None and self.command != command:
                 raise ValueError(f"{key} goes with command={command}, got command={self.command}")
             if getattr(self, key) is None and self.command == command == "import":
                 raise ValueError(f"command=import needs {key}=FILE")
-        of_a_study = self.command in ("search", "report", "show", "preflight") or (
+        if self.command == "compare" and self.study_dirs is None:
+            raise ValueError("command=compare needs study_dirs=[DIR1,DIR2], the folders of two studies or more")
+        of_a_study = self.command in ("search", "report", "show", "preflight", "dashboard") or (
             self.command == "train" and self.trial is not None
         )
         if self.storage is not None and not of_a_study:

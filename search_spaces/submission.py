@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,7 @@ from search_spaces.compose import FOLDERS
 from search_spaces.connection import let_ray_see_the_token, what_was_shown
 from search_spaces.node_facts import OF_A_WORKER
 from search_spaces.schema import Launch, dotted
+from trainables.changes import LEFT_BEHIND, code_changes
 from trainables.provenance import REVISION, git_revision
 from trainables.study import StudyError
 
@@ -102,6 +104,8 @@ def working_directory(config_dir: Path | None) -> Iterator[Path]:
         shutil.copy(root / "launch.py", folder)
         if (revision := git_revision()) is not None:
             Path(folder, "trainables", REVISION).write_text(revision, encoding="utf-8")
+            if (changes := code_changes()) is not None:
+                Path(folder, "trainables", LEFT_BEHIND).write_text(json.dumps(asdict(changes)), encoding="utf-8")
         if config_dir is not None:
             shutil.copytree(config_dir, Path(folder, OPTIONS), ignore=_both(stays, "__pycache__"))
         yield Path(folder)

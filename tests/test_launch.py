@@ -1,5 +1,6 @@
 """What a user types and what a mistake answers: one line, exit code 2, nothing started."""
 
+import json
 import subprocess
 import sys
 import time
@@ -46,6 +47,15 @@ def mistake(capsys, *arguments):
         (["command=evaluate", "checkpoint=nowhere"], "holds no checkpoint.json"),
         (["command=report", "study_dir=nowhere"], "holds no study"),
         (["command=report", "storage=s3://key:secret@bucket/x"], "storage: must hold no credentials"),
+        (["command=dashboard", "study_dir=nowhere"], "holds no study"),
+        (["command=compare"], "needs study_dirs=[DIR1,DIR2]"),
+        (["command=compare", "study_dirs=[one]"], "study_dirs"),
+        (["command=compare", "study_dirs=[one,two]"], "one is no study's folder, it lacks study.yaml"),
+        (["command=compare", "study_dirs=[one,two]", "data=synthetic"], "data: not read by command=compare"),
+        (["command=report", "study_dirs=[one,two]", "study_dir=nowhere"], "holds no study"),
+        (["command=index", "study_dir=nowhere"], "is no folder"),
+        (["command=index", "port=80"], "port goes with command=dashboard"),
+        (["command=index", "modle.mask_ratio=1"], "no such key"),
         (["command=train", "study_dir=nowhere", "trial=3"], "holds no study"),
         ([*SYNTHETIC, "resume=must"], "resume=must"),
         ([*SYNTHETIC, "search.metric=val/accuracy"], "must be one of what the task logs, val/auroc"),
@@ -258,3 +268,26 @@ def test_with_a_store_the_nodes_try_that_instead_of_the_studys_folder(bucket):
     tries = launch.seen_by_nodes(checked(compose_choices([*SYNTHETIC, f"storage={bucket}/x"]).tree))
     assert tries["shared"] is False
     assert tries["probes"]["storage"]() is None
+
+
+def test_a_study_of_another_version_is_reported_with_a_note(capsys, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "study.yaml").write_text("{seed: 3, search: {name: s}, evaluate: {num_resamples: 7, fold_: x}}")
+    assert launch.main(["command=report", "study_dir=old"]) == 0
+    said = capsys.readouterr().out
+    assert "note: the study's configuration is of another version" in said
+    metrics = json.loads((tmp_path / "old" / "report" / "metrics.json").read_text())
+    assert metrics["protocol"]["bootstrap"]["num_resamples"] == 7
+    assert metrics["protocol"]["bootstrap"]["seed"] == 3
+    assert "seed" in mistake(capsys, "command=report", "study_dir=old", "seed=4")
+
+
+def test_studies_are_indexed_and_compared_as_typed(capsys, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "study.yaml").write_text(f"search: {{name: {name}}}")
+    assert launch.main(["command=index"]) == 0
+    assert "index of 2 studies: " in capsys.readouterr().out
+    assert launch.main(["command=compare", "study_dirs=[runs/one,runs/two]", "study_dir=there"]) == 0
+    assert str(tmp_path / "there" / "compare.html") in capsys.readouterr().out
+    assert "has no predictions of its best trial" in (tmp_path / "there" / "compare.html").read_text()

@@ -87,6 +87,16 @@ def check_books(study, num_trials):
         assert sorted(epochs) == list(range(1, table["epochs"][trial.number] + 1))
 
 
+def test_a_search_has_looked_at_its_data_before_its_first_trial_and_leaves_a_card(finished):
+    study = finished / "study"
+    names = [json.loads(line)["event"] for line in (study / "events.jsonl").read_text().splitlines()]
+    assert names.index("study_started") < names.index("data_checked") < names.index("trial_started")
+    metrics = json.loads((study / "report" / "metrics.json").read_text())
+    assert set(metrics["provenance"]["data"]["signals_in_two_parts"].values()) == {0}
+    assert metrics["provenance"]["pretraining"]["kind"] == "this study"
+    assert (study / "checkpoints" / "best_1" / "README.md").read_text().startswith("---\nlibrary_name: heartsweep")
+
+
 def test_a_search_ends_with_its_books_in_order(finished):
     study = finished / "study"
     check_books(study, 5)

@@ -281,7 +281,7 @@ def test_code_and_configuration_travel_and_nothing_else(head, capsys, monkeypatc
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert files == here | {"launch.py", "trainables/revision.txt"}
+    assert files == here | {"launch.py", "trainables/revision.txt", "trainables/changes.json"}
     assert len(package) < 2 * 2**20
 
 

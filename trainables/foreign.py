@@ -7,6 +7,7 @@ meant. A file is read as plain tensors: loading one executes nothing.
 A mapping is YAML:
 
     source: where the weights come from, and their licence
+    pretraining_data: names of the data sets that they were trained on   # may be left out; the report then says so
     state: model            # under which key of the file the tensors lie; left out where the file is they
     rename:                 # regular expressions on the file's keys, in order, to the names of our encoder's tensors
       - ['^blocks\.(\d+)\.norm1\.', 'blocks.\1.attention_norm.']
@@ -67,6 +68,8 @@ class Mapped(Settings):
     """A mapping, as its YAML says it."""
 
     source: str
+    pretraining_data: str | None = None
+    """Which recordings the weights have seen, in words, for the report: nothing here can check it."""
     state: str | None = None
     rename: list[tuple[str, str]] = Field(default_factory=list)
     unused: list[str] = Field(default_factory=list)
@@ -114,7 +117,12 @@ def import_encoder(run: Run, weights: Path, mapping: Path, folder: Path) -> Impo
     contract = run.data.model_dump(mode="json", include=set(CONTRACT)) | {"unit": "mV"}
     description = {
         "trial": None,
-        "imported": {"source": mapped.source, "kept": imported.kept, "unused": imported.unused},
+        "imported": {
+            "source": mapped.source,
+            "pretraining_data": mapped.pretraining_data,
+            "kept": imported.kept,
+            "unused": imported.unused,
+        },
         "contract": contract,
         "run": run.model_dump(mode="json", by_alias=True),
     }

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import torch
 
-PACKAGES = ("heartsweep", "ray", "torch", "optuna", "hydra-core", "numpy", "pandas", "scipy", "wfdb", "torchmetrics")
-
-
+PACKAGES = (
+    *("heartsweep", "ray", "torch", "optuna", "hydra-core", "omegaconf", "pydantic", "numpy", "pandas", "pyarrow"),
+    *("scipy", "safetensors", "wfdb", "torchmetrics"),
+)
 REVISION = "revision.txt"
 """Beside this file where the code has left its repository, as in a job on a cluster: what git_revision() said there."""
 
@@ -26,22 +27,29 @@ def git_revision() -> str | None:
     if (folder / REVISION).exists():
         return (folder / REVISION).read_text(encoding="utf-8").strip()
     try:
-        _git("ls-files", "--error-unmatch", Path(__file__).name, folder=folder)  # installed inside another repository?
-        revision = _git("rev-parse", "HEAD", folder=folder)
-        changed = _git("status", "--porcelain", "--untracked-files=no", folder=folder)
+        git("ls-files", "--error-unmatch", Path(__file__).name, folder=folder)  # installed inside another repository?
+        revision = git("rev-parse", "HEAD", folder=folder).strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", folder=folder)
     except (OSError, subprocess.CalledProcessError):
         return None
     return revision + ("+changes" if changed else "")
 
 
-def _git(*arguments: str, folder: Path) -> str:
-    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return answer.stdout.strip()
+def git(*arguments: str, folder: Path) -> str:
+    """What git answers.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: if it is not there, or refuses.
+    """
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
+    return answer.stdout.decode(errors="replace")
 
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that results depend on, where they are installed."""
     found = {"python": platform.python_version()}
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -2,7 +2,7 @@
 
 In the store:
 
-    study.yaml, trials.parquet, report/, encoder/   as in the folder
+    study.yaml, trials.parquet, report/, encoder/, code/   as in the folder
     batches/                                        both books (trainables.batches); the truth for all else
     models/<trial>/                                 the kept checkpoints, by trial instead of by rank
     checkpoints/confirmed/                          the models of confirmation runs, as in the folder
@@ -206,7 +206,7 @@ class Stored:
         for name in names:
             path = self.study.path / name
             stale = reports_are_stale and (name.startswith("report/") or name == self.study.trials.name)
-            wanted = ("report/", "encoder/", self.study.trials.name, f"{self.study.checkpoints.name}/")
+            wanted = ("report/", "encoder/", "code/", self.study.trials.name, f"{self.study.checkpoints.name}/")
             lacking = name.startswith(wanted) and not path.exists() and (weights or path.name != WEIGHTS)
             if name == self.study.configuration.name or stale or lacking:
                 self.remote.download(name, path)

@@ -65,6 +65,11 @@ class StudyFolder:
         return self.path / "encoder"
 
     @property
+    def code(self) -> Path:
+        """What the code had beside its commit when the study was started or resumed."""
+        return self.path / "code"
+
+    @property
     def report(self) -> Path:
         """The report, its figures and the predictions behind them."""
         return self.path / "report"

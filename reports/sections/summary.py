@@ -110,7 +110,7 @@ def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
             f"Trial {study.best['trial']} has become the best since trial {study.outdated} was evaluated on the test"
             " fold, whose figures are not shown for it: the line that searched, typed again, evaluates it."
         )
-    elif "test" not in metrics["best"]:
+    elif "test" not in metrics["best"] and "best" not in study.refused:
         found.append("The best trial has not been evaluated on the test fold: there is no figure to quote yet.")
     # the best trial may be the default configuration: two files by one model
     num_models = len(passed_models(study))
@@ -132,6 +132,8 @@ def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
         found.append(f"Intervals that do not hold their own value, for want of positives: {listed(paths)}.")
     if study.num_unreadable_events:
         found.append(f"{counted(study.num_unreadable_events, 'line')} of events.jsonl could not be read.")
+    found += [f"Left out of this report: {problem}." for problem in study.problems]
+    found += metrics["provenance"]["cautions"]
     found += confirmation.cautions(study, metrics)
     if study.best_trial and study.best_trial.number == 0:
         found.append("No trial did better on validation than the default configuration: the search gained nothing.")
