@@ -18,7 +18,8 @@ def cost(study: Study) -> dict[str, Any]:
     """Device-hours in total and by how trials ended, as plain JSON values.
 
     Returns:
-        device_hours, rows of outcome, trials, device_hours and share of the total; again: device-hours of epochs that
+        device_hours, rows of outcome, trials, device_hours and share of the total, runs that confirm the best trials
+        in a row of their own; again: device-hours of epochs that
         are no part of a trial's course, as they were computed a second time after an interruption, or failed;
         cost_per_device_hour and currency, with cost in the total and in each row (None without a price).
     """
@@ -26,7 +27,8 @@ def cost(study: Study) -> dict[str, Any]:
     price = study.setting("evaluate.cost_per_device_hour")
     computed = _computed(study)
     hours = {trial.number: workers * _seconds(trial, computed) / 3600 for trial in study.trials}
-    total = sum(hours.values())
+    confirming = _confirming(study)
+    total = sum(hours.values()) + workers * sum(confirming.values()) / 3600
     found = {trial.number: ending(trial) for trial in study.trials}
     names = [*USUAL, *sorted(set(found.values()) - set(USUAL))]
     rows = []
@@ -35,6 +37,9 @@ def cost(study: Study) -> dict[str, Any]:
         if numbers:
             spent = sum(hours[number] for number in numbers)
             rows.append({"outcome": name, "trials": len(numbers)} | _priced(spent, total, price))
+    if confirming:
+        spent = workers * sum(confirming.values()) / 3600
+        rows.append({"outcome": "confirmation", "trials": len(confirming)} | _priced(spent, total, price))
     again = sum(
         max(0.0, workers * (trial.seconds - computed.get(trial.number, 0.0))) / 3600
         for trial in study.trials
@@ -65,6 +70,17 @@ def _priced(hours: float, total: float, price: float | None) -> dict[str, Any]:
 
 def _seconds(trial: Trial, computed: dict[int, float]) -> float:
     return computed.get(trial.number, 0.0) if trial.seconds is None else trial.seconds
+
+
+def _confirming(study: Study) -> dict[tuple[int, int], float]:
+    """Trial and seed -> seconds of the run that trained it again, by its end if that is known, else by its epochs."""
+    found: dict[tuple[int, int], float] = {}
+    for kind in ("confirmation_epoch", "confirmation_ended"):
+        ended = kind == "confirmation_ended"
+        for event in study.of_event(kind):
+            key = event["trial"], event["index"]
+            found[key] = (0.0 if ended else found.get(key, 0.0)) + float(event.get("seconds") or 0.0)
+    return found
 
 
 def _computed(study: Study) -> dict[int, float]:

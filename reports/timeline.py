@@ -16,8 +16,14 @@ from typing import Any
 from reports.folder import Study
 
 BEGINS = ("study_started", "study_resumed")
-HAPPENS = ("trial_started", "trial_resumed", "trial_interrupted", "trial_ended", "epoch", "exploit")
-"""Events that only a running search writes; evaluations and pre-flights also come from commands of their own."""
+HAPPENS = {
+    **{f"trial_{what}": what for what in ("started", "resumed", "interrupted", "ended")},
+    **{f"confirmation_{what}": what for what in ("started", "resumed", "interrupted", "ended", "epoch")},
+    "epoch": "epoch",
+    "exploit": "exploit",
+}
+"""Events that only a running search writes, and what happened to a trial or to a run that confirms one; evaluations and
+pre-flights also come from commands of their own."""
 MOMENT = 0.5
 """Seconds. A stay that is shorter and has no epoch held nothing: its choices could not go together."""
 
@@ -28,6 +34,8 @@ class Stay:
 
     trial: int
     begin: float
+    run: int | None = None
+    """Of the confirmation: the index of the seed under which the trial was trained again."""
     end: float = 0.0
     ended_by: str = "running"
     """ended, interrupted, driver (which stopped or was killed) or running."""
@@ -134,6 +142,7 @@ def _hours(seconds: float) -> float:
 def _json(stay: Stay) -> dict[str, Any]:
     return {
         "trial": stay.trial,
+        "run": stay.run,
         "begin": _hours(stay.begin),
         "end": _hours(stay.end),
         "ended_by": stay.ended_by,
@@ -146,7 +155,7 @@ def _json(stay: Stay) -> dict[str, Any]:
 def stays_of(study: Study, clock: Clock) -> list[Stay]:
     """Every stay, in the order in which they began."""
     found: list[Stay] = []
-    open_stays: dict[int, Stay] = {}
+    open_stays: dict[tuple[int, int | None], Stay] = {}
     last = 0.0
     for event in study.events:
         at, kind, trial = moment(event), event.get("event"), event.get("trial")
@@ -158,14 +167,15 @@ def stays_of(study: Study, clock: Clock) -> list[Stay]:
             continue
         if kind not in HAPPENS or not isinstance(trial, int):
             continue
-        last = clock(at)
-        if kind in ("trial_started", "trial_resumed"):
-            open_stays[trial] = Stay(trial, last)
-            found.append(open_stays[trial])
-        elif trial in open_stays:
-            _take_in(open_stays[trial], event)
-            if kind in ("trial_interrupted", "trial_ended"):
-                _close([open_stays.pop(trial)], last, kind.removeprefix("trial_"))
+        last, what = clock(at), HAPPENS[kind]
+        key = trial, event.get("index") if kind.startswith("confirmation_") else None
+        if what in ("started", "resumed"):
+            open_stays[key] = Stay(trial, last, run=key[1])
+            found.append(open_stays[key])
+        elif key in open_stays:
+            _take_in(open_stays[key], event)
+            if what in ("interrupted", "ended"):
+                _close([open_stays.pop(key)], last, what)
     _close(open_stays.values(), last, "running")
     return [stay for stay in found if stay.num_epochs or stay.end - stay.begin > MOMENT]
 
@@ -173,7 +183,7 @@ def stays_of(study: Study, clock: Clock) -> list[Stay]:
 def _take_in(stay: Stay, event: Mapping[str, Any]) -> None:
     stay.cause = event.get("cause") or stay.cause
     stay.nodes = tuple(event.get("nodes") or stay.nodes)
-    if event["event"] == "epoch":
+    if HAPPENS[event["event"]] == "epoch":
         stay.num_epochs += 1
         stay.seconds += float(event.get("seconds") or 0.0)
 

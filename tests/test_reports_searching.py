@@ -216,6 +216,31 @@ def test_time_beyond_the_epochs_of_a_trials_course_was_computed_again():
     assert cost(study_of([trial(0, [0.5, 0.6], seconds=1560.0)], events))["again"] == pytest.approx(0.1)
 
 
+def test_runs_that_confirm_trials_have_their_own_row_and_their_own_stays():
+    events = [at(0, "study_started"), at(0, "trial_started", trial=0), epoch(0, 1, 0.5, seconds=3600.0, time=3600)]
+    events += [at(3600, "trial_ended", trial=0)]
+    for index, begin in ((1, 3600), (2, 3600)):
+        events.append(at(begin, "confirmation_started", trial=0, index=index, seed=index))
+    for index, end in ((1, 5400), (2, 7200)):
+        told = {"trial": 0, "index": index, "seconds": float(end - 3600)}
+        events.append(at(end, "confirmation_epoch", epoch=1, nodes=[], **told))
+    events.append(at(7200, "confirmation_ended", trial=0, index=1, seconds=1800.0))
+    study = study_of([trial(0, [0.5], seconds=3600.0)], events)
+    found = cost(study)
+    assert found["device_hours"] == 2.5
+    assert [(row["outcome"], row["trials"], row["device_hours"]) for row in found["rows"]] == [
+        ("complete", 1, 1.0),
+        ("confirmation", 2, 1.5),
+    ]
+    ran = timeline(study)
+    assert ran["slots"] == 2
+    assert {(stay["trial"], stay["run"]) for lane in ran["lanes"] for stay in lane["stays"]} == {
+        (0, None),
+        (0, 1),
+        (0, 2),
+    }
+
+
 # -------- timeline
 
 

@@ -444,6 +444,15 @@ def test_a_stored_configuration_is_used_as_it_is_and_may_be_moved():
     checked(found)
 
 
+def test_a_study_of_an_earlier_version_is_reported_with_newer_keys_of_the_evaluation():
+    stored = tree("scale=laptop", "evaluate.num_resamples=9")
+    for key in ("cost_per_device_hour", "currency"):
+        del stored["evaluate"][key]
+    line = read_line(["command=report", "study_dir=/elsewhere", "evaluate.cost_per_device_hour=2.5"])
+    found = checked(recompose(line, stored).tree).evaluate
+    assert (found.num_resamples, found.cost_per_device_hour, found.currency) == (9, 2.5, "EUR")
+
+
 def test_a_run_alone_is_completed_with_defaults():
     stored = checked(tree("scale=laptop")).run.model_dump(mode="json", by_alias=True)
     found = checked(recompose(read_line(["command=evaluate", "checkpoint=/c", "cluster=ray"]), stored).tree)

@@ -15,6 +15,7 @@ WORDS = {
     "infeasible": "choices that cannot go together",
     "failed": "failed",
     "running": "still running",
+    "confirmation": "were trained again with new seeds",
 }
 LEAST_TOLD = 1e-4
 """Device-hours computed again below which nothing is said: a third of a second."""

@@ -40,7 +40,7 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
         "breaks": [axis.percent(3600 * at / unit) for at in found["breaks"]],
         "length": duration(seconds),
         "shares": {key: f"{100 * share:.0f} %" for key, share in found["shares"].items() if share is not None},
-        "kinds": set(kinds.values()),
+        "kinds": {stay["kind"] for lane in lanes for stay in lane["stays"]},
     }
 
 
@@ -52,13 +52,14 @@ def _stay(stay: dict[str, Any], kinds: dict[int, str], axis: Axis, unit: float) 
     begin, end = (3600 * stay[key] / unit for key in ("begin", "end"))
     said = {"interrupted": CAUSES.get(str(stay["cause"]), str(stay["cause"])), "driver": "the driver ended"}
     why = said.get(stay["ended_by"])
+    again = "" if stay["run"] is None else f" again, seed {stay['run']}"
     return {
         "trial": stay["trial"],
-        "kind": kinds.get(stay["trial"], "complete"),
+        "kind": kinds.get(stay["trial"], "complete") if stay["run"] is None else "confirmation",
         "x": axis.percent(begin),
         "width": f"{max(0.05, 100 * (axis.share(end) - axis.share(begin))):.2f}%",
         "end": axis.percent(end),
         "interrupted": why is not None,
-        "said": f"trial {stay['trial']}, {duration(3600 * (stay['end'] - stay['begin']))}"
+        "said": f"trial {stay['trial']}{again}, {duration(3600 * (stay['end'] - stay['begin']))}"
         + (f", interrupted: {why}" if why else ""),
     }
