@@ -155,10 +155,10 @@ def _predict_once(
         workers: this process.
     """
     path = study.report / PREDICTIONS[model]
-    if _maker_of(path) == made_by:
+    if maker_of(path) == made_by:
         return 0
     for other in PREDICTIONS.values():  # the best trial may be the default configuration: one pass serves both
-        if _maker_of(study.report / other) == made_by:
+        if maker_of(study.report / other) == made_by:
             write_atomically(path, (study.report / other).read_bytes())
             return 0
     recordings = open_recordings(run, store)
@@ -173,7 +173,7 @@ def _record_opening(study: StudyFolder, model: str, trial: int | None, store: St
     study.record("test_fold_opened", model=model, trial=trial, records=len(rows), store=store.hash)
 
 
-def _maker_of(path: Path) -> dict[str, Any] | None:
+def maker_of(path: Path) -> dict[str, Any] | None:
     """What a file of predictions says about who made them; None where there is no such file, or it does not say."""
     try:
         metadata = pq.read_schema(path).metadata or {}

@@ -122,6 +122,10 @@ class Study:
     """The trial that predictions.parquet was made by where another one has become the best since."""
     untrained: dict[str, Any] = field(default_factory=dict)
     """The content of UNTRAINED; empty where no encoder has been probed."""
+    errors: dict[str, Any] = field(default_factory=dict)
+    """The list of drawn mistakes (reports.error_sheets); empty where none was drawn."""
+    folder: Path | None = None
+    """Where all this was read from."""
     journal: Path | None = None
     """Optuna's journal, which may be missing or damaged: only `reports.importance` reads it."""
 
@@ -191,6 +195,8 @@ def read_study(study_dir: Path) -> Study:
         predictions=predictions,
         outdated=outdated,
         untrained=_read_json(study_dir / "report" / UNTRAINED),
+        errors=_read_json(study_dir / "report" / "errors" / "errors.json"),
+        folder=study_dir,
         journal=study_dir / "journal.log",
     )
 

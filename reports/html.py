@@ -20,6 +20,7 @@ SECTIONS = (
     "summary",
     "models",
     "classes",
+    "errors",
     "choices",
     "importance",
     "configuration",

@@ -12,6 +12,7 @@ from reports.choices import Comparison, Unknown, compare, tables
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.mistakes import figures_of_mistakes
 
 SPLITS = ("test", "valid")
 
@@ -61,6 +62,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         **_openings(study),
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
+        "mistakes": figures_of_mistakes(study),
     }
     return content | {"intervals_excluding_value": _excluding(content)} | _choices(study, seed=seed)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -161,9 +162,22 @@ class Evaluate(Settings):
     fold: Literal["valid", "test"] | int
     num_resamples: int = Field(ge=1)
     """Bootstrap resamples (by patient) behind every interval."""
+    num_mistakes: int = Field(default=2, ge=0)
+    """The most confident mistakes on the test fold that are drawn, of each class and kind."""
 
 
-Command = Literal["search", "train", "evaluate", "report", "prepare", "show", "preflight", "import"]
+class Artifacts(Settings):
+    """What command=artifacts draws beside the embeddings."""
+
+    num_records: int = Field(default=4, ge=0)
+    """Records whose saliency, attention and reconstruction are drawn."""
+
+
+Command = Literal[
+    "search", "train", "evaluate", "artifacts", "export", "report", "prepare", "show", "preflight", "import"
+]
+OF_A_CHECKPOINT = ("evaluate", "artifacts", "export")
+"""Commands that need checkpoint=DIR."""
 
 UNCHANGED_BY = {"name", "root", "store_dir", "download", "max_unreadable_share"}
 """Keys of `data` that say where the recordings are, not what they are: a study may move."""
@@ -178,7 +192,8 @@ class Launch(Settings):
     """A folder in an object store, of which study_dir is then a working copy."""
     resume: Literal["auto", "never", "must"]
     trial: int | None = Field(ge=0)
-    checkpoint: str | None
+    checkpoint: str | list[str] | None
+    """A folder; several for command=artifacts."""
     weights: str | None
     mapping: str | None
     seed: int = Field(ge=0)
@@ -196,6 +211,7 @@ class Launch(Settings):
     tracking: Tracking
     debug: Debug
     evaluate: Evaluate
+    artifacts: Artifacts = Artifacts()
 
     @field_validator("storage")
     @classmethod
@@ -221,7 +237,11 @@ class Launch(Settings):
 
     @model_validator(mode="after")
     def _read_by_the_command(self) -> Self:
-        read_by = {"trial": "train", "checkpoint": "evaluate", "weights": "import", "mapping": "import"}
+        if self.checkpoint is not None and self.command not in OF_A_CHECKPOINT:
+            raise ValueError(f"checkpoint goes with command={', '.join(OF_A_CHECKPOINT)}, got command={self.command}")
+        if isinstance(self.checkpoint, list) and self.command != "artifacts":
+            raise ValueError(f"command={self.command} takes one checkpoint, got {len(self.checkpoint)}")
+        read_by = {"trial": "train", "weights": "import", "mapping": "import"}
         for key, command in read_by.items():
             if getattr(self, key) is not None and self.command != command:
                 raise ValueError(f"{key} goes with command={command}, got command={self.command}")
@@ -240,6 +260,12 @@ class Launch(Settings):
         if self.cluster.submit and self.command not in ("search", "show", "report"):
             raise ValueError(f"cluster=job goes with command=search, got command={self.command}: leave cluster=job out")
         return self
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The folders that `checkpoint` names."""
+        named = [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint or []
+        return [Path(folder) for folder in named]
 
     @property
     def run(self) -> Run:
