@@ -94,7 +94,8 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(tokens).view(*tokens.shape[:2], 3, self.num_heads, self.head_width)
         query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return (query @ key.transpose(-2, -1) / self.head_width**0.5).softmax(dim=-1)
+        weights: Tensor = (query @ key.transpose(-2, -1) / self.head_width**0.5).softmax(dim=-1)
+        return weights
 
 
 class Block(Unit):

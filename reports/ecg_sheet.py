@@ -42,6 +42,7 @@ FOR, AGAINST = "#e69f00", "#0072b2"
 
 STYLE = (
     ".ecg-p{fill:#fffdfa}.ecg-1,.ecg-5{fill:none;stroke:#f3cfc9;stroke-width:.1}.ecg-5{stroke:#e5a096;stroke-width:.2}"
+    f".ecg-o{{fill:none;stroke:{AGAINST};stroke-width:5;stroke-linejoin:round}}"
     ".ecg-t,.ecg-u{fill:none;stroke:#111;stroke-width:5;stroke-linejoin:round}.ecg-u{stroke:#999}"
     ".ecg-m{fill:#111}text{font:3.2px Helvetica,Arial,sans-serif;fill:#111}.ecg-l{font-weight:700}.ecg-q{fill:#777}"
     f".ecg-f{{fill:{FOR}}}.ecg-a{{fill:{AGAINST}}}"
@@ -76,7 +77,8 @@ def draw(
     notes: Sequence[str] = (),
     used: Sequence[str] | None = None,
     saliency: Floats | None = None,
-    saliency_of: str = "",
+    legend: str = "",
+    overlay_mv: Floats | None = None,
     layout: Layout | None = None,
 ) -> str:
     """Draw a record.
@@ -93,7 +95,8 @@ def draw(
         used: the leads that a model was shown; others are drawn in grey. None for all.
         saliency: (C, T) how much each sample speaks for (above 0) or against something, in any unit; drawn as bands
             behind the traces.
-        saliency_of: what it speaks for, for the legend.
+        legend: a line below the traces, see `legend_for`.
+        overlay_mv: (C, T) a second trace over each, in blue, about the same offset; NaN where there is none.
         layout: rows times columns; None for what is usual for the number of leads and the duration (see `layout_of`).
 
     Returns:
@@ -102,12 +105,14 @@ def draw(
     Raises:
         ValueError: if shapes and leads do not fit one another, or there is nothing to draw.
     """
-    signal = _checked(signal_mv, leads, sampling_rate_hz)
+    signal, centres = _checked(signal_mv, leads, sampling_rate_hz)
     of_lead = dict(zip(leads, signal, strict=True))
+    over = {} if overlay_mv is None else dict(zip(leads, np.asarray(overlay_mv, float) - centres, strict=True))
     duration_s = signal.shape[1] / sampling_rate_hz
-    rows = [_row(panels, of_lead, sampling_rate_hz) for panels in layout_of(leads, duration_s, layout)]
+    least = (10.0, 5.0) if layout == "12x1" else (LEAST_UP_MM, LEAST_DOWN_MM)
+    rows = [_row(panels, of_lead, sampling_rate_hz, least) for panels in layout_of(leads, duration_s, layout)]
     head_mm = LINE_MM * (1 + bool(title) + len(notes))
-    below = _footer(of_lead, sampling_rate_hz, saliency is not None, saliency_of)
+    below = _footer(of_lead, sampling_rate_hz, legend)
     width = MARGIN_MM * 2 + PULSE_MM + max(p.x_mm + (p.end_s - p.start_s) * MM_PER_S for r in rows for p in r.panels)
     width = math.ceil(width / LINE_MM) * LINE_MM
     height = head_mm + sum(row.up_mm + row.down_mm for row in rows) + LINE_MM * (1 + len(below))
@@ -118,6 +123,7 @@ def draw(
         if bands is not None:
             parts.append(_bands(row, dict(zip(leads, bands, strict=True)), top))
         parts.append(_traces(row, of_lead, sampling_rate_hz, top + row.up_mm, leads if used is None else used))
+        parts += [_overlay(panel, over, row, sampling_rate_hz, top + row.up_mm) for panel in row.panels if over]
         top += row.up_mm + row.down_mm
     lines = [*([title] if title else []), *notes]
     parts += [_text(line, MARGIN_MM, LINE_MM * (1 + n), "ecg-l" if n == 0 else "") for n, line in enumerate(lines)]
@@ -190,19 +196,26 @@ def thinned(x: Sequence[float], y: Sequence[float], tolerance: float) -> list[in
     return kept
 
 
-def _checked(signal_mv: Floats, leads: Sequence[str], sampling_rate_hz: float) -> Floats:
-    """The signal about each lead's median."""
+def legend_for(label: str) -> str:
+    """What the bands of a signed saliency mean."""
+    return f"Orange, with a bar above: speaks for {label}. Blue, with a bar below: speaks against it. Darker: more."
+
+
+def _checked(signal_mv: Floats, leads: Sequence[str], sampling_rate_hz: float) -> tuple[Floats, Floats]:
+    """The signal about each lead's median, and the (C, 1) medians."""
     signal = np.asarray(signal_mv, dtype=float)
     if signal.ndim != 2 or signal.shape[0] != len(leads) or signal.size == 0:
-        raise ValueError(f"the signal must be ({len(leads)} leads, samples), one lead and sample at least, got {signal.shape}")
+        raise ValueError(
+            f"the signal must be ({len(leads)} leads, samples), one lead and sample at least, got {signal.shape}"
+        )
     if unknown := [lead for lead in leads if lead not in LEADS]:
         raise ValueError(f"leads must be among {', '.join(LEADS)}, got {', '.join(unknown)}")
     if not 0 < sampling_rate_hz < math.inf:
         raise ValueError(f"sampling_rate_hz must be positive, got {sampling_rate_hz:g}")
     signal = np.where(np.isfinite(signal), signal, np.nan)
     centres = [np.median(lead[~np.isnan(lead)]) if (~np.isnan(lead)).any() else 0.0 for lead in signal]
-    centred: Floats = signal - np.array(centres)[:, None]
-    return centred
+    medians = np.array(centres)[:, None]
+    return signal - medians, medians
 
 
 def _part(panel: Panel, of_lead: dict[str, Floats], rate: float) -> Floats:
@@ -212,12 +225,12 @@ def _part(panel: Panel, of_lead: dict[str, Floats], rate: float) -> Floats:
     return values
 
 
-def _row(panels: list[Panel], of_lead: dict[str, Floats], rate: float) -> _Row:
+def _row(panels: list[Panel], of_lead: dict[str, Floats], rate: float, least_mm: tuple[float, float]) -> _Row:
     values = np.concatenate([_part(panel, of_lead, rate) for panel in panels])
     values = values[~np.isnan(values)]
-    most, least = (float(values.max()), float(values.min())) if values.size else (0.0, 0.0)
-    up, down = (min(math.ceil((reach + 2) / 5) * 5.0, LIMIT_MM) for reach in (most, -least))
-    return _Row(panels, max(up, LEAST_UP_MM), max(down, LEAST_DOWN_MM))
+    highest, lowest = (float(values.max()), float(values.min())) if values.size else (0.0, 0.0)
+    up, down = (min(math.ceil((reach + 2) / 5) * 5.0, LIMIT_MM) for reach in (highest, -lowest))
+    return _Row(panels, max(up, least_mm[0]), max(down, least_mm[1]))
 
 
 def _grid(width: float, top: float, bottom: float) -> str:
@@ -253,6 +266,11 @@ def _traces(row: _Row, of_lead: dict[str, Floats], rate: float, y_mm: float, use
     return "".join(parts)
 
 
+def _overlay(panel: Panel, over: dict[str, Floats], row: _Row, rate: float, y_mm: float) -> str:
+    path = _path(np.clip(_part(panel, over, rate), -row.down_mm, row.up_mm), rate)
+    return _scaled(f'<path class="ecg-o" d="{path}"/>', MARGIN_MM + PULSE_MM + panel.x_mm, y_mm)
+
+
 def _path(values_mm: Floats, rate: float) -> str:
     """Path data of one trace, relative, in steps; a new subpath after every gap."""
     there = np.flatnonzero(~np.isnan(values_mm))
@@ -266,7 +284,9 @@ def _path(values_mm: Floats, rate: float) -> str:
         stay = thinned(x.tolist(), y.tolist(), 1.0 if rate <= 200 else 2.0)
         points = np.stack([x[stay], y[stay]], axis=1).astype(int)
         steps = np.diff(points, axis=0)
-        found.append(f"M{points[0, 0]} {points[0, 1]}" + ("l" if len(steps) else "h1") + _joined(steps.ravel().tolist()))
+        found.append(
+            f"M{points[0, 0]} {points[0, 1]}" + ("l" if len(steps) else "h1") + _joined(steps.ravel().tolist())
+        )
     return "".join(found)
 
 
@@ -277,18 +297,20 @@ def _joined(numbers: list[int]) -> str:
 
 def _cut_marks(values: Floats, row: _Row, rate: float, x_mm: float, y_mm: float) -> list[str]:
     """A triangle where a trace is cut off, at its furthest."""
-    marks = []
+    marks: list[str] = []
     if np.isnan(values).all():
         return marks
     for at, edge, sign in ((np.nanargmax(values), row.up_mm, 1), (np.nanargmin(values), -row.down_mm, -1)):
         if sign * values[at] > sign * edge:
             x, y = x_mm + at / rate * MM_PER_S, y_mm - edge
-            marks.append(f'<path class="ecg-m" d="M{_mm(x - 1)} {_mm(y + 1.6 * sign)}l1 {-1.6 * sign}l1 {1.6 * sign}z"/>')
+            marks.append(
+                f'<path class="ecg-m" d="M{_mm(x - 1)} {_mm(y + 1.6 * sign)}l1 {-1.6 * sign}l1 {1.6 * sign}z"/>'
+            )
     return marks
 
 
-def _footer(of_lead: dict[str, Floats], rate: float, has_bands: bool, saliency_of: str) -> list[str]:
-    """The scale, what was cut off, and what the bands mean."""
+def _footer(of_lead: dict[str, Floats], rate: float, legend: str) -> list[str]:
+    """The scale, what was cut off, and what the colours mean."""
     lines = [f"25 mm/s   10 mm/mV   {rate:g} samples/s   each lead about its median"]
     cut = [
         f"{lead} reaches {value:+.1f} mV".replace("-", "\N{MINUS SIGN}")
@@ -299,12 +321,7 @@ def _footer(of_lead: dict[str, Floats], rate: float, has_bands: bool, saliency_o
     ]
     if cut:
         lines.append("Cut off at 3 mV: " + ", ".join(cut))
-    if has_bands:
-        what = saliency_of or "the answer"
-        lines.append(
-            f"Orange, with a bar above: speaks for {what}. Blue, with a bar below: speaks against it. Darker: more."
-        )
-    return lines
+    return [*lines, legend] if legend else lines
 
 
 def _levels(saliency: Floats, shape: tuple[int, ...], rate: float) -> NDArray[np.int64]:
@@ -326,7 +343,7 @@ def _levels(saliency: Floats, shape: tuple[int, ...], rate: float) -> NDArray[np
 
 
 def _bands(row: _Row, bands: dict[str, NDArray[np.int64]], top_mm: float) -> str:
-    """Coloured bands behind the traces of a row, one path a sign and level, with a bar at the edge that tells the sign."""
+    """Coloured bands behind a row's traces, one path a sign and level, with a bar at the edge that tells the sign."""
     paths: dict[int, list[str]] = {}
     bars: dict[int, list[str]] = {}
     height, width = row.up_mm + row.down_mm, BIN_S * MM_PER_S

@@ -22,7 +22,7 @@ from data.record import DataError
 from data.store import Store
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
-from reports.ecg_sheet import draw
+from reports.ecg_sheet import draw, legend_for
 from reports.evaluate import maker_of
 from reports.folder import PREDICTIONS, read_predictions
 from reports.mistakes import Mistake, mistakes, table_of
@@ -153,7 +153,7 @@ def _drawn(mistake: Mistake, checkpoint: Checkpoint, store: Store, folder: Path,
         title=f"Record {mistake.record_id}: the model {says} {mistake.label} ({mistake.probability:.3f})",
         notes=[f"Labels: {', '.join(mistake.labels) or 'none of the classes'}   {band_of(data)}"],
         saliency=why.values.numpy(),
-        saliency_of=mistake.label,
+        legend=legend_for(mistake.label),
     )
     write_atomically(folder / name, sheet.encode())
     return {

@@ -60,7 +60,9 @@ def check_packages() -> None:
         ExportError: that names what is missing.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ExportError(f"command=export needs {', '.join(missing)}: pip install 'heartsweep[export]', or these alone")
+        raise ExportError(
+            f"command=export needs {', '.join(missing)}: pip install 'heartsweep[export]', or these alone"
+        )
 
 
 def rows_to_check(rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -187,6 +189,7 @@ def _exportable(classifier: Classifier, num_samples: int) -> Classifier:
     for encoder in [module for module in copied.modules() if isinstance(module, S4D)]:
         length = -(-num_samples // encoder.stride)
         for block in encoder.blocks:
+            assert isinstance(block.state_space, DiagonalStateSpace)
             block.state_space = FixedConvolution(block.state_space, length)
     return copied
 
@@ -246,7 +249,7 @@ def _description(checkpoint: Checkpoint, source: Path, check: dict[str, Any]) ->
             "highpass_hz": contract["highpass_hz"],
             "lowpass_hz": contract["lowpass_hz"],
             "filter_order": contract["filter_order"],
-            "filtered_by": "scipy.signal.sosfiltfilt(second_order_sections, x, axis=-1), after resampling, before cropping",
+            "filtered_by": "scipy.signal.sosfiltfilt(second_order_sections, x), after resampling, before cropping",
             "second_order_sections": sections.tolist(),
             "rounded_to_mv": MV_PER_UNIT,
         },
@@ -254,8 +257,8 @@ def _description(checkpoint: Checkpoint, source: Path, check: dict[str, Any]) ->
             "samples": data.window_samples,
             "seconds": contract["window_s"],
             "crops": contract["eval_crops"],
-            "starts": "(2 i room + crops - 1) // (2 (crops - 1)) for i = 0 .. crops - 1, where room is the samples of the "
-            "recording less those of the window; one crop alone starts at room // 2",
+            "starts": "(2 i room + crops - 1) // (2 (crops - 1)) for i = 0 .. crops - 1, where room is the samples of "
+            "the recording less those of the window; one crop alone starts at room // 2",
         },
         "standardize": {
             "over": contract["standardize"],

@@ -1,4 +1,4 @@
-"""Where a model is wrong and sure of it: its false positives and false negatives on the test fold, most confident first.
+"""Where a model is wrong and sure of it: its false positives and negatives on the test fold, most confident first.
 
 Everything here follows from saved predictions. n records, K classes.
 """
@@ -68,10 +68,10 @@ def mistakes(
         return []
     limits = np.array([(thresholds or {}).get(name, HALF) for name in predictions.classes])
     single = kind_of_labels == "single_label"
-    finite = np.isfinite(predictions.scores).all(axis=1)
+    finite = np.asarray(np.isfinite(predictions.scores).all(axis=1))
     scores = np.where(finite[:, None], predictions.scores, 0.0)
-    said = np.eye(len(limits), dtype=bool)[scores.argmax(axis=1)] if single else scores >= limits
-    true = predictions.targets > HALF
+    said = np.eye(len(limits), dtype=bool)[scores.argmax(axis=1)] if single else np.asarray(scores >= limits)
+    true = np.asarray(predictions.targets > HALF)
     found = []
     for column, label in enumerate(predictions.classes):
         for kind in KINDS:
@@ -102,7 +102,7 @@ def table_of(found: list[Mistake]) -> pd.DataFrame:
 
 
 def figures_of_mistakes(study: Study) -> dict[str, Any]:
-    """How many mistakes the best trial makes of each class and kind on the test fold, and the most confident of each."""
+    """How many mistakes the best trial makes of each class and kind on the test fold, and how sure it is at most."""
     predictions = study.predictions.get("best")
     test = None if predictions is None else predictions.of_split("test")
     if test is None or not test.record_ids.size:
@@ -111,9 +111,7 @@ def figures_of_mistakes(study: Study) -> dict[str, Any]:
     return {
         "num_records": int(test.record_ids.size),
         "classes": {
-            label: {
-                kind: _counted([m for m in found if m.label == label and m.kind == kind]) for kind in KINDS
-            }
+            label: {kind: _counted([m for m in found if m.label == label and m.kind == kind]) for kind in KINDS}
             for label in test.classes
         },
     }

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.record import LEADS
-from reports.ecg_sheet import AGAINST, FOR, LIMIT_MM, STEP_MM, draw, layout_of, thinned
+from reports.ecg_sheet import AGAINST, FOR, LIMIT_MM, STEP_MM, draw, layout_of, legend_for, thinned
 
 SVG = "{http://www.w3.org/2000/svg}"
 RATE = 100.0
@@ -19,7 +19,9 @@ def traces(svg, kind="ecg-t"):
     """Every path of traces as (x, y) mm of its points, absolute on the sheet, a list a subpath."""
     found = []
     for group in ET.fromstring(svg).iter(f"{SVG}g"):
-        x0, y0, scale = map(float, re.fullmatch(r"translate\((\S+) (\S+)\)scale\((\S+)\)", group.get("transform")).groups())
+        x0, y0, scale = map(
+            float, re.fullmatch(r"translate\((\S+) (\S+)\)scale\((\S+)\)", group.get("transform")).groups()
+        )
         assert scale == STEP_MM
         for path in group.iter(f"{SVG}path"):
             if path.get("class") == kind:
@@ -172,7 +174,7 @@ def test_saliency_is_a_band_where_it_is_and_tells_its_sign_without_colour():
     saliency = np.zeros((1, 400))
     saliency[0, 100:120] = 1.0  # 1.0 s to 1.2 s
     saliency[0, 200:220] = -1.0
-    svg = draw(np.zeros((1, 400)), ["II"], RATE, saliency=saliency, saliency_of="MI")
+    svg = draw(np.zeros((1, 400)), ["II"], RATE, saliency=saliency, legend=legend_for("MI"))
     bands = re.findall(r'class="ecg-([fa])" fill-opacity="0.62" d="M(\S+) (\S+)h(\S+)v(\S+)h', svg)
     assert {kind: (float(x) - 15, float(width)) for kind, x, _, width, _ in bands} == {"f": (25, 5), "a": (50, 5)}
     bars = {kind: float(y) for kind, y in re.findall(r'class="ecg-([fa])" d="M\S+? ([\d.]+)h', svg)}
@@ -182,6 +184,16 @@ def test_saliency_is_a_band_where_it_is_and_tells_its_sign_without_colour():
     assert "speaks for MI" in svg
     plain = draw(np.zeros((1, 400)), ["II"], RATE, saliency=np.zeros((1, 400)))
     assert 'class="ecg-f"' not in plain
+
+
+def test_a_second_trace_lies_about_the_offset_of_the_first():
+    signal = np.sin(np.arange(400) / 5) + 3
+    over = np.where(np.arange(400) < 200, signal, np.nan)
+    svg = draw(signal[None], ["II"], RATE, overlay_mv=over[None])
+    _, (first,) = traces(svg)
+    ((second,),) = traces(svg, "ecg-o")
+    assert second[0].tolist() == first[0].tolist()
+    assert second[:, 0].max() - second[:, 0].min() == pytest.approx(25 * 1.99)
 
 
 def test_what_cannot_be_drawn_is_refused_in_words():

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainables.checkpoint import DESCRIPTION, WEIGHTS, describe, read_description
-from trainables.files import copy_atomically, writing_to
+from trainables.checkpoint import DESCRIPTION, copy_weights, describe, read_description
+from trainables.files import writing_to
 from trainables.study import StudyFolder
 
 DEFAULT_TRIAL = 0
@@ -43,7 +43,7 @@ def keep(study: StudyFolder, weights: Path, description: dict[str, Any], *, keep
 def _write(folder: Path, weights: Path, description: dict[str, Any]) -> None:
     with writing_to(folder):
         _remove(folder)
-    copy_atomically(weights, folder / WEIGHTS)
+    copy_weights(weights, folder)
     describe(folder, description)
 
 
