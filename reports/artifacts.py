@@ -30,7 +30,7 @@ from reports.embedding_map import groups_of, neighbours_map, principal_component
 from reports.error_sheets import Seen, band_of, seen
 from reports.evaluate import evaluate_checkpoint
 from reports.reconstruction import reconstructed
-from reports.saliency import along_record, attention_rollout, attribution, patches_of
+from reports.saliency import along_record, attention_rollout, attribution, patches_of, smoothed
 from trainables.checkpoint import Checkpoint, weights_digest
 from trainables.files import write_atomically
 from trainables.probe import crop_embeddings
@@ -179,7 +179,7 @@ def _sheets(
         classifier, record.crops, record.starts, record.signal_mv.shape[1], checkpoint.classes.index(label)
     )
     found: list[tuple[str, dict[str, Any]]] = [
-        ("integrated gradients", {"saliency": why.values.numpy(), "legend": legend_for(label)})
+        ("integrated gradients", {"saliency": smoothed(why.values, data.sampling_rate_hz), "legend": legend_for(label)})
     ]
     reasons = []
     if patches_of(classifier.encoder) is None:
@@ -198,7 +198,7 @@ def _sheets(
             data.leads,
             data.sampling_rate_hz,
             title=title,
-            notes=[f"{method.capitalize()}   {band_of(data)}"],
+            notes=[f"{method.capitalize()} · {band_of(data)}"],
             layout="12x1",
             **how,
         )

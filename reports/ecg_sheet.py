@@ -311,7 +311,7 @@ def _cut_marks(values: Floats, row: _Row, rate: float, x_mm: float, y_mm: float)
 
 def _footer(of_lead: dict[str, Floats], rate: float, legend: str) -> list[str]:
     """The scale, what was cut off, and what the colours mean."""
-    lines = [f"25 mm/s   10 mm/mV   {rate:g} samples/s   each lead about its median"]
+    lines = [f"25 mm/s · 10 mm/mV · {rate:g} samples a second · each lead about its median"]
     cut = [
         f"{lead} reaches {value:+.1f} mV".replace("-", "\N{MINUS SIGN}")
         for lead, values in of_lead.items()

@@ -26,7 +26,7 @@ from reports.ecg_sheet import draw, legend_for
 from reports.evaluate import maker_of
 from reports.folder import PREDICTIONS, read_predictions
 from reports.mistakes import Mistake, mistakes, table_of
-from reports.saliency import attribution
+from reports.saliency import attribution, smoothed
 from trainables.checkpoint import Checkpoint, load, weights_digest
 from trainables.files import StorageError, write_atomically, writing_to
 from trainables.recordings import open_recordings
@@ -151,8 +151,8 @@ def _drawn(mistake: Mistake, checkpoint: Checkpoint, store: Store, folder: Path,
         data.leads,
         data.sampling_rate_hz,
         title=f"Record {mistake.record_id}: the model {says} {mistake.label} ({mistake.probability:.3f})",
-        notes=[f"Labels: {', '.join(mistake.labels) or 'none of the classes'}   {band_of(data)}"],
-        saliency=why.values.numpy(),
+        notes=[f"Labels: {', '.join(mistake.labels) or 'none of the classes'} · {band_of(data)}"],
+        saliency=smoothed(why.values, data.sampling_rate_hz),
         legend=legend_for(mistake.label),
     )
     write_atomically(folder / name, sheet.encode())

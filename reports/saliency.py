@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import conv1d
 
 from models.attention_pool import AttentionPooled
 from models.class_token_encoder import ClassTokenEncoder
@@ -22,6 +25,8 @@ from models.transformer import Attention
 NUM_STEPS, MOST_STEPS = 32, 128
 TOLERANCE = 0.05
 """How far the attributions' sum may be from what they explain, as a share of it, before the steps are doubled."""
+SMOOTHED_S = 0.1
+"""As long as a QRS complex."""
 AT_A_TIME = 96
 """Points of one pass, over crops and steps."""
 
@@ -112,6 +117,17 @@ def along_record(crops: Tensor, starts: list[int], num_samples: int) -> Tensor:
     for crop, start in zip(crops.detach().cpu(), starts, strict=True):
         whole[:, start : start + crop.shape[1]] += crop
     return whole
+
+
+def smoothed(values: Tensor, sampling_rate_hz: float) -> NDArray[np.float32]:
+    """Attributions to be looked at: the mean over SMOOTHED_S around each sample, (C, T) -> (C, T).
+
+    A gradient changes from sample to sample; what a reader can compare with a wave is no shorter than a QRS complex.
+    """
+    width = 2 * round(SMOOTHED_S * sampling_rate_hz / 2) + 1
+    kernel = torch.ones(values.shape[0], 1, width) / width
+    mean: NDArray[np.float32] = conv1d(values[None], kernel, padding=width // 2, groups=values.shape[0])[0].numpy()
+    return mean
 
 
 def patches_of(encoder: Encoder) -> PatchEncoder | None:

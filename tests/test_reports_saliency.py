@@ -12,7 +12,7 @@ from models.s4d import S4D
 from models.signal_vit import SignalViT
 from models.st_mem import STMEMEncoder
 from models.vit import ViT1d
-from reports.saliency import TOLERANCE, along_record, attention_rollout, attribution, integrated_gradients
+from reports.saliency import TOLERANCE, along_record, attention_rollout, attribution, integrated_gradients, smoothed
 
 INPUT = {"leads": ("I", "II", "V2"), "num_samples": 240, "sampling_rate_hz": 100.0, "size": "laptop"}
 PATCHES = {**INPUT, "patch_duration_s": 0.3}
@@ -68,6 +68,15 @@ def test_attributions_add_up_to_what_they_explain(name, encoder, crops):
 def test_crops_are_put_where_they_were_cut():
     crops = torch.ones(2, 1, 3)
     assert along_record(crops, [0, 2], 6).tolist() == [[1, 1, 2, 1, 1, 0]]
+
+
+def test_what_is_looked_at_is_smoothed_over_a_tenth_of_a_second_and_keeps_its_sum():
+    values = torch.zeros(2, 100)
+    values[1, 50] = 1.0
+    found = smoothed(values, 100.0)
+    assert np.flatnonzero(found[1]).tolist() == list(range(45, 56))
+    assert found.sum() == pytest.approx(1)
+    assert (found[0] == 0).all()
 
 
 @pytest.mark.parametrize(("name", "encoder"), [case for case in encoders() if case[0] not in ("resnet", "s4d")])
