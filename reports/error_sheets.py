@@ -105,8 +105,8 @@ def draw_mistakes(study: StudyFolder, store: Path, workers: Workers, *, num_mist
         content["drawn"] = content["rank"] <= num_mistakes
         write_atomically(folder / TABLE, content.to_parquet(index=False))
         _write(folder, wanted | {"num_records": int((predictions.splits == "test").sum()), "mistakes": drawn})
-    except (DataError, StorageError, FloatingPointError, ValueError) as error:
-        _write(folder, {"reason": " ".join(str(error).split())})
+    except (DataError, StorageError, FloatingPointError, ValueError, RuntimeError) as error:  # memory, for the last
+        _write(folder, {"reason": " ".join(str(error).split())[:300]})
         return 0
     return len(drawn)
 
@@ -138,8 +138,10 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
 
 def _drawn(mistake: Mistake, checkpoint: Checkpoint, store: Store, folder: Path, workers: Workers) -> dict[str, Any]:
     """Draw one mistake; what the list of errors says of it."""
-    (row,) = np.flatnonzero(store.index["record_id"].astype(str).to_numpy() == mistake.record_id).tolist()
-    record = seen(store, row, checkpoint.run.data, workers.device)
+    rows = np.flatnonzero(store.index["record_id"].astype(str).to_numpy() == mistake.record_id)
+    if len(rows) != 1:
+        raise DataError(f"record {mistake.record_id}, which was answered, is not in the prepared recordings")
+    record = seen(store, int(rows[0]), checkpoint.run.data, workers.device)
     column = checkpoint.classes.index(mistake.label)
     classifier: Classifier = checkpoint.classifier.to(workers.device)
     why = attribution(classifier, record.crops, record.starts, record.signal_mv.shape[1], column)

@@ -27,8 +27,8 @@ TOLERANCE = 0.05
 """How far the attributions' sum may be from what they explain, as a share of it, before the steps are doubled."""
 SMOOTHED_S = 0.1
 """As long as a QRS complex."""
-AT_A_TIME = 96
-"""Points of one pass, over crops and steps."""
+AT_A_TIME = 16
+"""Points of one pass, over crops and steps: their activations are kept for the gradient, 0.3 GB each in a ViT-B."""
 
 
 @dataclass(frozen=True)

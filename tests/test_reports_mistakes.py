@@ -145,3 +145,15 @@ def test_without_sheets_the_report_says_why_or_nothing(evaluated, tiny_store, pu
     assert draw_in(evaluated, tiny_store) == 0
     page = build(evaluated.path, num_resamples=5).read_text()
     assert "were not drawn: the best trial&#39;s weights are not those" in page
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("something else")])
+def test_what_goes_wrong_while_drawing_is_told_and_stops_nothing(evaluated, tiny_store, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("reports.error_sheets.attribution", fail)
+    assert draw_in(evaluated, tiny_store) == 0
+    assert f"were not drawn: {error}." in build(evaluated.path, num_resamples=5).read_text()
+    monkeypatch.undo()
+    assert draw_in(evaluated, tiny_store) > 0
