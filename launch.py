@@ -28,7 +28,7 @@ from search_spaces.compose import (
     recompose,
     recompose_to_read,
 )
-from search_spaces.schema import ChoiceError, Launch, checked
+from search_spaces.schema import OF_A_CHECKPOINT, ChoiceError, Launch, checked
 from trainables.components import ComponentError
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
         "search": search,
         "train": train,
         "evaluate": evaluate,
+        "artifacts": artifacts,
+        "export": export,
         "report": report,
         "prepare": prepare,
         "show": show,
@@ -114,10 +116,11 @@ def run(arguments: Sequence[str], console: Console) -> int:
 def configuration_of(line: Line) -> Composed:
     """What was typed, over the defaults or over what a study or a checkpoint holds."""
     command = line.get("command", "search")
-    if command == "evaluate" and line.get("checkpoint"):
+    if command in OF_A_CHECKPOINT and line.get("checkpoint"):
         from trainables.checkpoint import read_description
 
-        return recompose(line, read_description(Path(line.get("checkpoint")))["run"])
+        first, *_ = [given] if isinstance(given := line.get("checkpoint"), str) else given
+        return recompose(line, read_description(Path(first))["run"])
     if command in TO_READ or (command == "train" and line.get("trial") is not None):
         from trainables.study import StudyFolder
 
@@ -130,8 +133,8 @@ def configuration_of(line: Line) -> Composed:
         return recompose_to_read(line, stored) if command in TO_READ else recompose(line, stored)
     if command in TO_GATHER:
         return compose_to_read(line, TO_GATHER[command])
-    if command == "evaluate":
-        raise ChoiceError("command=evaluate needs checkpoint=DIR, e.g. STUDY/checkpoints/best_1")
+    if command in OF_A_CHECKPOINT:
+        raise ChoiceError(f"command={command} needs checkpoint=DIR, e.g. STUDY/checkpoints/best_1")
     return compose_line(line)
 
 
@@ -499,6 +502,7 @@ def finish(
     launch: Launch, ledger: Ledger, confirmation: Confirmation, study: StudyFolder, store: Store, console: Console
 ) -> int:
     """Evaluate and report what there is, and say where the report is."""
+    from reports.error_sheets import draw_mistakes
     from reports.evaluate import evaluate_study, probe_untrained
     from reports.index import refresh
     from reports.report import build
@@ -526,6 +530,7 @@ def finish(
         return 0
     confirmation.choose()
     opened = evaluate_study(study, store.path, workers)
+    draw_mistakes(study, store.path, workers, num_mistakes=launch.evaluate.num_mistakes)
     probe_untrained(study, store.path, lambda number: ledger.make_run(ledger.trials[number].params), workers)
     finished_with = [event["trials"] for event in study.read_events() if event["event"] == "study_finished"]
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
@@ -701,8 +706,7 @@ def evaluate(launch: Launch, console: Console) -> int:
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
 
-    assert launch.checkpoint is not None
-    folder = Path(launch.checkpoint)
+    (folder,) = launch.checkpoints
     of_many = is_ensemble(folder)
     checkpoint = load_ensemble(folder) if of_many else load(folder)
     store = open_store(launch, console)
@@ -731,6 +735,63 @@ def evaluate(launch: Launch, console: Console) -> int:
         bounds = "" if interval["low"] is None else f" [{interval['low']:.4f}, {interval['high']:.4f}]"
         console.print(f"{name} {metric} {interval['value']:.4f}{bounds}", markup=False)
     console.print(f"figures: {path}", markup=False)
+    return 0
+
+
+def artifacts(launch: Launch, console: Console) -> int:
+    """Embeddings, their map, saliency and reconstructions of one or several checkpoints, on one page."""
+    from reports.artifacts import Source, make_artifacts
+    from trainables.checkpoint import load
+    from trainables.recordings import rows_of_fold
+    from trainables.workers import Workers
+
+    sources = []
+    for folder in launch.checkpoints:
+        checkpoint = load(folder)
+        own = as_the_model_asks(launch, checkpoint.run)
+        store = open_store(own, console)
+        labels = checkpoint.labels_in(store, launch.task.labels)
+        split, rows = rows_of_fold(store.index, labels, own.data, launch.evaluate.fold, seed=launch.seed)
+        sources.append(Source(folder, checkpoint, store, labels, split, rows))
+    page = make_artifacts(
+        sources,
+        name=f"{launch.data.name}_{launch.evaluate.fold}",
+        num_records=launch.artifacts.num_records,
+        workers=Workers.of_this_process(num_gpus=gpus_here(launch)),
+    )
+    console.print(f"artifacts: {page}", markup=False)
+    return 0
+
+
+def as_the_model_asks(launch: Launch, run: Run) -> Launch:
+    """The launch with its recordings prepared for another checkpoint than the first."""
+    from search_spaces.compose import PREPARATION
+
+    data = launch.data.model_copy(update={key: getattr(run.data, key) for key in PREPARATION})
+    return launch.model_copy(update={"data": data})
+
+
+def export(launch: Launch, console: Console) -> int:
+    """Write a checkpoint as ONNX with all that must be done before and after it, checked against PyTorch on a fold."""
+    from reports.evaluate import evaluate_checkpoint
+    from reports.export import check_packages, rows_to_check
+    from reports.export import export as export_checkpoint
+    from trainables.checkpoint import load
+    from trainables.recordings import rows_of_fold
+    from trainables.workers import Workers
+
+    check_packages()
+    (folder,) = launch.checkpoints
+    checkpoint = load(folder)
+    store = open_store(launch, console)
+    labels = checkpoint.labels_in(store, launch.task.labels)
+    split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
+    rows = rows_to_check(rows)
+    predictions = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, Workers())
+    described = export_checkpoint(checkpoint, folder, folder / "export", store, predictions, rows)
+    difference = described["checked"]["max_abs_difference_of_probabilities"]
+    console.print(f"checked on {len(rows)} records: probabilities differ by {difference:.1e} at most", markup=False)
+    console.print(f"export: {folder / 'export'}", markup=False)
     return 0
 
 

@@ -137,7 +137,7 @@ def prepare_signal(record: Record, preparation: Preparation) -> NDArray[np.float
         signal_mv = scipy_signal.resample_poly(
             signal_mv.astype(np.float64), ratio.numerator, ratio.denominator, axis=-1, padtype="line"
         )
-    sections = _filter_sections(preparation)
+    sections = filter_sections(preparation)
     if len(sections):
         # as scipy extends both ends by default, but shorter where a record is shorter, which scipy refuses
         num_taps = 2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum())
@@ -350,7 +350,7 @@ def _check_signal(signal_mv: NDArray[np.float32], record: Record, preparation: P
 
 
 @functools.lru_cache(maxsize=8)
-def _filter_sections(preparation: Preparation) -> NDArray[np.float64]:
+def filter_sections(preparation: Preparation) -> NDArray[np.float64]:
     """(S, 6) second-order sections of the high-pass followed by the low-pass."""
     sections = [
         scipy_signal.butter(preparation.filter_order, cutoff_hz, kind, fs=preparation.sampling_rate_hz, output="sos")

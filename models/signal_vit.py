@@ -95,5 +95,7 @@ class SignalViT(PatchEncoder):
     def _tokens(self, patches: Tensor, kept: Tensor | None, groups: Tensor | None) -> Tensor:
         positions = self.positions[1:]
         tokens: Tensor = self.patch_embedding(patches) + (positions if kept is None else positions[kept])
-        first = (self.class_token + self.positions[0]).expand(len(tokens), 1, 1, -1)
+        first = (self.class_token + self.positions[0]).expand(
+            tokens.shape[0], 1, 1, -1
+        )  # len() would fix B in an export
         return torch.cat([first, tokens], dim=2)

@@ -87,6 +87,16 @@ class Attention(nn.Module):
         mixed: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return mixed
 
+    def weights(self, tokens: Tensor) -> Tensor:
+        """How much every token draws from each: (B, L, D) -> (B, A, L, L), rows of sum 1; for looking at a model.
+
+        `forward` never makes this matrix, which is why it is as fast as it is; here the queries and keys are made anew.
+        """
+        qkv = self.qkv(tokens).view(*tokens.shape[:2], 3, self.num_heads, self.head_width)
+        query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        weights: Tensor = (query @ key.transpose(-2, -1) / self.head_width**0.5).softmax(dim=-1)
+        return weights
+
 
 class Block(Unit):
     """A pre-norm transformer block: attention, then a feed-forward net four times as wide, each added to its input.

@@ -178,7 +178,7 @@ def _predict_once(
         workers: this process.
     """
     path = study.report / (PREDICTIONS[model] if model in PREDICTIONS else _member_file(made_by["digest"]))
-    if _maker_of(path) == made_by:
+    if maker_of(path) == made_by:
         _describe_again(path, store, made_by)
         return 0
     # the best trial may be the default configuration, or have been in an ensemble: one pass serves both
@@ -186,7 +186,7 @@ def _predict_once(
         *(study.report / name for name in PREDICTIONS.values()),
         study.report / _member_file(made_by["digest"]),
     ):
-        if _maker_of(other) == made_by:
+        if maker_of(other) == made_by:
             write_atomically(path, other.read_bytes())
             return 0
     recordings = open_recordings(run, store)
@@ -247,7 +247,7 @@ def evaluate_ensemble(study: StudyFolder, store: Path, workers: Workers) -> int:
     _say_ensemble(study, {"members": members, "reason": None})
     opened = sum(_predict_member(study, folder / member["folder"], store, workers) for member in members)
     path, made_by = study.report / PREDICTIONS["ensemble"], {"trial": None, "digest": digest_of(members)}
-    if _maker_of(path) != made_by | {"members": members}:
+    if maker_of(path) != made_by | {"members": members}:
         tables = [pd.read_parquet(study.report / _member_file(member["digest"])) for member in members]
         write_predictions(path, averaged(tables), made_by | {"members": members})
     return opened
@@ -301,7 +301,7 @@ def _record_opening(study: StudyFolder, model: str, trial: int | None, store: St
     study.record("test_fold_opened", model=model, trial=trial, records=len(rows), store=store.hash)
 
 
-def _maker_of(path: Path) -> dict[str, Any] | None:
+def maker_of(path: Path) -> dict[str, Any] | None:
     """What a file of predictions says about who made them; None where there is no such file, or it does not say."""
     try:
         metadata = pq.read_schema(path).metadata or {}

@@ -153,6 +153,10 @@ class Study:
     """The content of ENSEMBLE; empty where none was asked for."""
     untrained: dict[str, Any] = field(default_factory=dict)
     """The content of UNTRAINED; empty where no encoder has been probed."""
+    errors: dict[str, Any] = field(default_factory=dict)
+    """The list of drawn mistakes (reports.error_sheets); empty where none was drawn."""
+    folder: Path | None = None
+    """Where all this was read from."""
     journal: Path | None = None
     """Optuna's journal, which may be missing or damaged: only `reports.importance` reads it."""
     problems: tuple[str, ...] = ()
@@ -247,6 +251,8 @@ def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
         outdated=outdated,
         ensemble=ensemble,
         untrained=json_of("report", UNTRAINED),
+        errors=json_of("report", "errors", "errors.json"),
+        folder=study_dir,
         journal=study_dir / "journal.log",
         problems=tuple(problems),
         refused=refused,

@@ -25,6 +25,7 @@ SECTIONS = (
     "classes",
     "calibration",
     "subgroups",
+    "errors",
     "choices",
     "importance",
     "space",

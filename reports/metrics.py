@@ -15,6 +15,7 @@ from reports.confirmation import confirmation
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import Predictions, Study, at_path
 from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.mistakes import figures_of_mistakes
 from reports.provenance import provenance
 from reports.searching import searching
 from reports.subgroups import subgroups
@@ -69,6 +70,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "ensemble": {"members": [], "reason": None} | study.ensemble,
         "provenance": provenance(study),
         "problems": list(study.problems),
+        "mistakes": figures_of_mistakes(study),
     }
     content |= {"intervals_excluding_value": _excluding(content)}
     # after it: the intervals of a calibration error are not percentiles

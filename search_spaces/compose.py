@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from search_spaces.distributions import GROUP_CHOICES, KINDS, leaves_of, put, settled, written
-from search_spaces.schema import UNCHANGED_BY, ChoiceError, checked, dotted, unknown_key
+from search_spaces.schema import OF_A_CHECKPOINT, UNCHANGED_BY, ChoiceError, checked, dotted, unknown_key
 from trainables.components import nearest
 from trainables.settings import Run
 
@@ -56,6 +56,7 @@ NOT_OF_THE_RUN = (
     "tracking",
     "debug",
     "evaluate",
+    "artifacts",
 )
 """What may be typed beside a stored configuration: nothing that changes what was computed."""
 PREPARATION = (
@@ -86,6 +87,9 @@ EXAMPLES = (
     ("one trial of a study again", "command=train study_dir=DIR trial=N"),
     ("a published encoder's weights", "command=import weights=FILE mapping=FILE study_dir=DIR"),
     ("a checkpoint on the test fold", "command=evaluate checkpoint=DIR evaluate.fold=test"),
+    ("what a checkpoint looks at", "command=artifacts checkpoint=DIR"),
+    ("several beside one another", "command=artifacts checkpoint=[DIR,DIR]"),
+    ("a checkpoint as ONNX", "command=export checkpoint=DIR"),
 )
 """What is done, and what is typed for it."""
 
@@ -124,6 +128,8 @@ class Line:
     def get(self, key: str, default: Any = None) -> Any:
         """The value typed for `key`, in the form in which the configuration would hold it."""
         value = self.values.get(key, default)
+        if isinstance(value, list) and key == "checkpoint":
+            return [_absolute(folder) for folder in value]
         return _absolute(value) if FOLDERS.fullmatch(key) else value
 
 
@@ -188,7 +194,7 @@ def _read_flag(argument: str, following: Any) -> dict[str, Any]:
 def _read_argument(argument: str, line: Line) -> None:
     key, equals, text = argument.partition("=")
     if equals and PATHS.fullmatch(key):
-        line.values[key] = None if text in ("", "null") else text
+        line.values[key] = _folders(text) if key == "checkpoint" else None if text in ("", "null") else text
         return
     override = _parsed(argument)
     key = override.key_or_group.replace("/", ".")
@@ -200,6 +206,13 @@ def _read_argument(argument: str, line: Line) -> None:
         raise ChoiceError(f"{argument}: only a key of the space can be taken out, as in '~space.model.mask_ratio'")
     line.values.pop(key, None)  # the last of two equal keys wins, in its own place
     line.values[key] = TakenOut if override.is_delete() else value
+
+
+def _folders(text: str) -> str | list[str] | None:
+    """What was typed for `checkpoint`: a folder, several as [A,B], or none."""
+    if text.startswith("[") and text.endswith("]") and not Path(text).exists():
+        return [folder.strip() for folder in text[1:-1].split(",") if folder.strip()] or None
+    return None if text in ("", "null") else text
 
 
 def _parsed(argument: str) -> Override:
@@ -294,14 +307,14 @@ def recompose(line: Line, stored: Mapping[str, Any]) -> Composed:
     """Put a command line over a study's or a checkpoint's configuration instead of over the defaults.
 
     Args:
-        line: may name what changes no result: the command, paths, cluster, tracking; and for command=evaluate other
-            recordings and their label protocol, which are then prepared as the model asks.
+        line: may name what changes no result: the command, paths, cluster, tracking; and for a checkpoint's commands
+            other recordings and their label protocol, which are then prepared as the model asks.
         stored: trees by their top-level keys; what it lacks comes from the defaults.
 
     Raises:
         ChoiceError: if something else is typed.
     """
-    evaluates = line.values.get("command") == "evaluate"
+    evaluates = line.values.get("command") in OF_A_CHECKPOINT
     _refuse_what_is_stored(line, dotted(stored), evaluates=evaluates)
     config, choices = _hydra(line.groups, line.config_dir)
     tree = _plain(config) | {"options": {}}
@@ -614,7 +627,9 @@ def _options(key: str, leaf: Any, chosen: str, line: Line) -> dict[str, dict[str
 def _resolve_paths(tree: dict[str, Any]) -> None:
     """Make folders absolute; what a reader is told is relative to data.root."""
     for key, value in dotted(tree).items():
-        if PATHS.fullmatch(key) and isinstance(value, str):
+        if key == "checkpoint" and isinstance(value, list):
+            put(tree, key, [_absolute(folder) for folder in value])
+        elif PATHS.fullmatch(key) and isinstance(value, str):
             # not Path.expanduser, which raises where there is no such user: a folder may be called "~ x"
             put(tree, key, _absolute(value) if FOLDERS.fullmatch(key) else os.path.expanduser(value))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -198,11 +199,34 @@ class Evaluate(Settings):
     cost_per_device_hour: float | None = Field(ge=0)
     """The report multiplies it with the device-hours; None: no cost is shown."""
     currency: str
+    num_mistakes: int = Field(default=2, ge=0)
+    """The most confident mistakes on the test fold that are drawn, of each class and kind."""
+
+
+class Artifacts(Settings):
+    """What command=artifacts draws beside the embeddings."""
+
+    num_records: int = Field(default=4, ge=0)
+    """Records whose saliency, attention and reconstruction are drawn."""
 
 
 Command = Literal[
-    "search", "train", "evaluate", "report", "prepare", "show", "preflight", "import", "compare", "index", "dashboard"
+    "search",
+    "train",
+    "evaluate",
+    "artifacts",
+    "export",
+    "report",
+    "compare",
+    "index",
+    "dashboard",
+    "prepare",
+    "show",
+    "preflight",
+    "import",
 ]
+OF_A_CHECKPOINT = ("evaluate", "artifacts", "export")
+"""Commands that need checkpoint=DIR."""
 
 UNCHANGED_BY = {"name", "root", "store_dir", "download", "max_unreadable_share"}
 """Keys of `data` that say where the recordings are, not what they are: a study may move."""
@@ -218,7 +242,8 @@ class Launch(Settings):
     resume: Literal["auto", "never", "must"]
     trial: int | None = Field(ge=0)
     trial_seed: int | None = Field(default=None, ge=1)
-    checkpoint: str | None
+    checkpoint: str | list[str] | None
+    """A folder; several for command=artifacts."""
     weights: str | None
     mapping: str | None
     study_dirs: list[str] | None = Field(min_length=2)
@@ -238,6 +263,7 @@ class Launch(Settings):
     tracking: Tracking
     debug: Debug
     evaluate: Evaluate
+    artifacts: Artifacts = Artifacts()
 
     @field_validator("storage")
     @classmethod
@@ -274,7 +300,11 @@ class Launch(Settings):
     def _read_by_the_command(self) -> Self:
         if self.trial_seed is not None and self.trial is None:
             raise ValueError("trial_seed goes with trial=N, the trial that was confirmed")
-        read_by = {"trial": "train", "checkpoint": "evaluate", "weights": "import", "mapping": "import"}
+        if self.checkpoint is not None and self.command not in OF_A_CHECKPOINT:
+            raise ValueError(f"checkpoint goes with command={', '.join(OF_A_CHECKPOINT)}, got command={self.command}")
+        if isinstance(self.checkpoint, list) and self.command != "artifacts":
+            raise ValueError(f"command={self.command} takes one checkpoint, got {len(self.checkpoint)}")
+        read_by = {"trial": "train", "weights": "import", "mapping": "import"}
         read_by |= {"study_dirs": "compare", "port": "dashboard"}
         for key, command in read_by.items():
             if getattr(self, key) is not None and self.command != command:
@@ -296,6 +326,12 @@ class Launch(Settings):
         if self.cluster.submit and self.command not in ("search", "show", "report"):
             raise ValueError(f"cluster=job goes with command=search, got command={self.command}: leave cluster=job out")
         return self
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The folders that `checkpoint` names."""
+        named = [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint or []
+        return [Path(folder) for folder in named]
 
     @property
     def run(self) -> Run:

@@ -98,6 +98,27 @@ def tiny_recordings(tiny_run: Run, tiny_store: Store) -> Recordings:
 
 
 @pytest.fixture(scope="session")
+def put_checkpoint(tiny_run: Run, tiny_recordings: Recordings) -> Callable[..., Path]:
+    """Puts an untrained classifier of the tiny run into a folder, as a trial's checkpoint."""
+    from trainables.checkpoint import WEIGHTS, describe, description_of
+    from trainables.classify import enter_finetune
+    from trainables.files import write_tensors
+    from trainables.pretrain import fresh_encoder
+    from trainables.state import TrainState
+    from trainables.workers import Workers
+
+    def put(folder: Path, trial: int | None = 3, run: Run = tiny_run) -> Path:
+        state = TrainState("val/auroc", maximize=True)
+        enter_finetune(run, state, fresh_encoder(run), tiny_recordings, Workers())
+        write_tensors(folder / WEIGHTS, state.model.state_dict(), {})
+        best = {"epoch": 1, "value": 0.5, "metrics": {}}
+        describe(folder, description_of(run, tiny_recordings, best, "val/auroc", trial=trial))
+        return folder
+
+    return put
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """An S3 server of this process on loopback; its URL."""
     pytest.importorskip("s3fs", reason="needs the extra s3")

@@ -291,3 +291,28 @@ def test_studies_are_indexed_and_compared_as_typed(capsys, tmp_path):
     assert launch.main(["command=compare", "study_dirs=[runs/one,runs/two]", "study_dir=there"]) == 0
     assert str(tmp_path / "there" / "compare.html") in capsys.readouterr().out
     assert "has no predictions of its best trial" in (tmp_path / "there" / "compare.html").read_text()
+
+
+def test_artifacts_and_an_export_are_made_of_a_trained_run(capsys, tmp_path):
+    run = ["command=train", "search=stmem_ptbxl", "scale=laptop", "data=synthetic", "data.reader.num_patients=60"]
+    small = ["data.leads=[II,V2]", "data.window_s=4.8", "task.pretrain.num_epochs=1", "task.finetune.num_epochs=1"]
+    assert launch.main([*run, *small, "study_dir=one"]) == 0
+    checkpoint = "one/train/checkpoint"
+    capsys.readouterr()
+    typed = [f"checkpoint=[{checkpoint},{checkpoint}]", "artifacts.num_records=1"]
+    assert launch.main(["command=artifacts", *typed]) == 0
+    assert "artifacts: " in capsys.readouterr().out
+    page = tmp_path / checkpoint / "artifacts" / "synthetic_valid" / "index.html"
+    assert page.read_text().count("<h2>checkpoint</h2>") == 2
+    assert page.read_text().count("Reconstruction") >= 2
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    assert launch.main(["command=export", f"checkpoint={checkpoint}"]) == 0
+    said = capsys.readouterr().out
+    assert "probabilities differ by" in said
+    assert (tmp_path / checkpoint / "export" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "artifacts", "export"])
+def test_what_looks_at_a_checkpoint_says_which_it_needs(capsys, command):
+    assert f"command={command} needs checkpoint=DIR" in mistake(capsys, f"command={command}")
+    assert "holds no checkpoint.json" in mistake(capsys, f"command={command}", "checkpoint=nowhere")

@@ -32,7 +32,7 @@ from trainables.pretrain import fresh_encoder
 from trainables.provenance import git_revision
 from trainables.recordings import Recordings, preparation_of
 from trainables.settings import Data, Run
-from trainables.state import best_path
+from trainables.state import PRETEXT, best_path
 
 FORMAT = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "checkpoint.json"
@@ -123,9 +123,16 @@ def description_of(
 def keep_run(folder: Path, run: Run, recordings: Recordings, best: dict[str, Any], metric: str) -> Path:
     """Make a checkpoint of a run that was trained in `folder`; return its own folder."""
     kept = folder / "checkpoint"
-    copy_atomically(best_path(folder, best["epoch"]), kept / WEIGHTS)
+    copy_weights(best_path(folder, best["epoch"]), kept)
     describe(kept, description_of(run, recordings, best, metric))
     return kept
+
+
+def copy_weights(weights: Path, kept: Path) -> None:
+    """Copy a trial's best weights to a checkpoint's folder, and the pretext task where it lies beside them."""
+    copy_atomically(weights, kept / WEIGHTS)
+    if (pretext := weights.with_name(PRETEXT)).exists():
+        copy_atomically(pretext, kept / PRETEXT)
 
 
 @dataclass(frozen=True)

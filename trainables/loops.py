@@ -51,6 +51,7 @@ def train(
             yield {"epoch": state.epoch, "stage": "pretrain", **metrics}
         if run.task.stages == "pretrain":
             return
+        state.keep_pretext()
         encoder = state.whole("encoder")
         assert isinstance(encoder, Encoder)
         enter_finetune(run, state, encoder, recordings, workers)

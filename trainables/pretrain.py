@@ -118,6 +118,8 @@ def pretrain(run: Run, state: TrainState, recordings: Recordings, workers: Worke
         refuse_collapsed(metrics, run.task.collapse, num_records=len(valid))
         if run.task.stages == "pretrain":
             state.offer(metrics, classifier)
+            if state.best is not None and state.best.epoch == state.epoch:
+                state.keep_pretext()
         yield metrics
 
 

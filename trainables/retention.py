@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.checkpoint import DESCRIPTION, WEIGHTS, describe, read_description
-from trainables.files import copy_atomically, writing_to
+from trainables.checkpoint import DESCRIPTION, WEIGHTS, copy_weights, describe, read_description
+from trainables.files import writing_to
 from trainables.study import StudyError, StudyFolder
 
 DEFAULT_TRIAL = 0
@@ -87,7 +87,7 @@ def _write(folder: Path, weights: Path | None, description: dict[str, Any]) -> N
     with writing_to(folder):
         _remove(folder)
     if weights is not None:
-        copy_atomically(weights, folder / WEIGHTS)
+        copy_weights(weights, folder)
     describe(folder, description)
 
 

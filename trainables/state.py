@@ -31,6 +31,8 @@ from trainables.sharding import as_sharded, whole, whole_tensor
 
 StageName = Literal["pretrain", "finetune"]
 LAST = "last.safetensors"
+PRETEXT = "pretext.safetensors"
+"""Beside a trial's best weights: those of a masked method's whole pretext task, for its reconstructions to be seen."""
 ATTEMPT = "attempt"
 
 
@@ -59,6 +61,7 @@ class TrainState:
         optimizer: the stage's optimiser.
         best: the best epoch of the stage that counts; None before its first.
         best_weights: that epoch's classifier, on the CPU.
+        pretext_weights: of the pretext task, on the CPU, to be written with the next save; empty where nothing is.
         history: what every epoch reported, so that a driver that died before it wrote an epoch down finds it here.
     """
 
@@ -73,6 +76,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer | None = None
     best: Best | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    pretext_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def enter(
@@ -116,6 +120,12 @@ class TrainState:
         weights = classifier.state_dict() if self.writes else {}
         return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
+    def keep_pretext(self) -> None:
+        """Keep the pretext task as it is now, where it reconstructs; all of a gang's workers must call."""
+        task = self.whole()
+        if self.writes and hasattr(task, "reconstruct"):
+            self.pretext_weights = {name: tensor.detach().cpu().clone() for name, tensor in task.state_dict().items()}
+
     def save(self, folder: Path) -> None:
         """Write the state to `folder`; a crash at any instant leaves the one before or this one.
 
@@ -131,6 +141,9 @@ class TrainState:
             best = best_path(folder, self.best.epoch)
             if not best.exists() or self.best.epoch == self.epoch:
                 write_tensors(best, self.best_weights, {"best": json.dumps(asdict(self.best))})
+        if self.pretext_weights:
+            write_tensors(folder / PRETEXT, self.pretext_weights, {})
+            self.pretext_weights = {}
         write_tensors(folder / LAST, tensors, {"state": json.dumps(self.place())})
         for stale in folder.glob("best-*.safetensors"):
             if self.best is None or stale != best_path(folder, self.best.epoch):
@@ -317,6 +330,8 @@ def copy_state(source: Path, target: Path) -> int:
     """
     tensors, metadata = read_tensors(source / LAST)
     place = _place_in(metadata, source / LAST) | {"best": None}
+    with writing_to(target / PRETEXT):
+        (target / PRETEXT).unlink(missing_ok=True)  # of what it had learnt before
     write_tensors(target / LAST, tensors, {"state": json.dumps(place)})
     epoch: int = place["epoch"]
     return epoch
