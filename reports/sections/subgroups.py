@@ -36,14 +36,20 @@ def _table(dimension: str, groups: list[dict[str, Any]]) -> dict[str, Any]:
     shown = [dict(group) | {"label": group["name"].replace("_", " ")} for group in groups]
     differences = [group["difference"] for group in groups]
     ends = [end for found in differences for end in (found["value"], found["low"], found["high"]) if end is not None]
+    # a group of five reaches from 0 to 1 and would leave the others a point each: its line ends where the drawing does
+    drawn = [
+        group["auroc_macro"] if not group["small"] else {"value": group["auroc_macro"]["value"]} for group in groups
+    ]
     names = dict.fromkeys(name for group in groups for name in group["classes"])
     return {
         "name": dimension,
         "title": TITLES[dimension],
         "groups": shown,
         "long": len(groups) > LONG,
-        "axis": interval_axis([group["auroc_macro"] for group in groups]),
-        "difference_axis": Axis.around([0.0, *ends], num_ticks=3),
+        "axis": interval_axis(
+            drawn if any(not group["small"] for group in groups) else [g["auroc_macro"] for g in groups]
+        ),
+        "difference_axis": Axis.around([0.0, *ends], num_ticks=2),
         "any_difference": bool(ends),
         "classes": list(names),
     }
