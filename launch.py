@@ -473,7 +473,8 @@ def finish(launch: Launch, ledger: Ledger, study: StudyFolder, store: Store, con
     finished_with = [event["trials"] for event in study.read_events() if event["event"] == "study_finished"]
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
-    page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    settings = launch.evaluate.model_dump()
+    page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed, evaluate=settings)
     console.print(f"best: trial {ledger.best.number}, {launch.search.metric} {ledger.best.value:.4f}", markup=False)
     console.print(f"test fold opened {opened} times now", markup=False)
     console.print(f"report: {page}", markup=False)
@@ -747,7 +748,9 @@ def report(launch: Launch, console: Console) -> int:
     from reports.report import build
 
     try:
-        page = build(Path(launch.study_dir), num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+        settings = launch.evaluate.model_dump()
+        num_resamples = launch.evaluate.num_resamples
+        page = build(Path(launch.study_dir), num_resamples=num_resamples, seed=launch.seed, evaluate=settings)
     except ValueError as error:  # damaged or unequal predictions: its message is for the user
         return complain(" ".join(str(error).split()))
     console.print(f"report: {page}", markup=False)

@@ -19,7 +19,9 @@ from reports.words import FILTERS
 SECTIONS = (
     "summary",
     "models",
+    "published",
     "classes",
+    "operating_points",
     "choices",
     "importance",
     "configuration",

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from reports.choices import Comparison, Unknown, compare, tables
+from reports.delong import crosscheck
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import PREDICTIONS, Predictions, Study, at_path
-from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap, micro
+from reports.operating_points import operating_points_of
+from reports.protocols import named_protocol
+from reports.published import published
 
 SPLITS = ("test", "valid")
 
@@ -61,6 +65,10 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         **_openings(study),
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
+        "operating_points": operating_points_of(study),
+        "delong": crosscheck({model: splits.get("test") for model, splits in (("best", best), *baselines.items())}),
+        "named_protocol": named_protocol(study, num_resamples=num_resamples, seed=seed),
+        "published": published(study),
     }
     return content | {"intervals_excluding_value": _excluding(content)} | _choices(study, seed=seed)
 
@@ -101,7 +109,8 @@ def _block(scored: Scored) -> dict[str, Any]:
             reason = "no class has both a positive and a negative record"
             block[f"{metric}_macro"] = {"value": None, "low": None, "high": None, "reason": reason}
         else:
-            block[f"{metric}_macro"] = _json(scored.resamples.of_macro(metric, scored.macro(metric)))
+            block[f"{metric}_macro"] = scored.resamples.of_macro(metric, scored.macro(metric)).as_json()
+            block[f"{metric}_micro"] = micro(part.targets, part.scores, part.patient_ids, metric).as_json()
     for metric in METRICS:
         block[metric] = {name: _class_figure(scored, metric, index) for index, name in enumerate(part.classes)}
     return block | {
@@ -115,7 +124,7 @@ def _class_figure(scored: Scored, metric: str, index: int) -> dict[str, Any]:
     assert scored.resamples is not None
     value = float(scored.values[METRICS.index(metric), index])
     positive = scored.predictions.targets[:, index] > 0.5
-    return _json(scored.resamples.of_class(metric, index, value)) | {
+    return scored.resamples.of_class(metric, index, value).as_json() | {
         "num_positive": int(positive.sum()),
         "num_positive_patients": int(np.unique(scored.predictions.patient_ids[positive]).size),
     }
@@ -127,9 +136,10 @@ def _differences(best: Scored, other: Scored, model: str) -> dict[str, Any]:
     if best.resamples is None or other.resamples is None:
         return {}
     return {
-        f"{metric}_macro": _json(
-            best.resamples.of_difference(other.resamples, metric, best.macro(metric) - other.macro(metric))
-        )
+        f"{metric}_macro": best.resamples.of_difference(
+            other.resamples, metric, best.macro(metric) - other.macro(metric)
+        ).as_json()
+        | {"p_value": best.resamples.p_value(other.resamples, metric)}
         for metric in METRICS
     }
 
@@ -242,11 +252,6 @@ def _excluding(content: dict[str, Any]) -> list[str]:
 
     walk(content, "")
     return found
-
-
-def _json(interval: Interval) -> dict[str, Any]:
-    bounds: dict[str, Any] = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return bounds | ({"reason": interval.reason} if interval.reason else {})
 
 
 def figures_of_split(predictions: Predictions, split: str, *, num_resamples: int, seed: int) -> dict[str, Any]:

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from reports.folder import read_study
 from reports.html import render
 from reports.metrics import figures
 
 
-def build(study_dir: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
+def build(
+    study_dir: Path, *, num_resamples: int = 1000, seed: int = 0, evaluate: Mapping[str, Any] | None = None
+) -> Path:
     """Make the report of a study.
 
     Args:
         study_dir: the study's folder; its predictions, where it has any, lie in report/.
         num_resamples: bootstrap resamples of every interval.
         seed: of the resamples.
+        evaluate: settings of the report (`evaluate.*`) that take the place of the study's own.
 
     Returns:
         report/index.html in the study's folder; metrics.json lies beside it.
@@ -31,6 +37,8 @@ def build(study_dir: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
         OSError: if the report cannot be written.
     """
     study = read_study(study_dir)
+    settings = {**(study.setting("evaluate") or {}), **(evaluate or {})}
+    study = replace(study, config={**study.config, "evaluate": settings})
     metrics = figures(study, num_resamples=num_resamples, seed=seed)
     page = render(study, metrics)
     folder = study_dir / "report"
