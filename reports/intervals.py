@@ -3,7 +3,13 @@
 n records, I patients, K classes, R resamples. Patients are what is drawn, with all their records, because two records
 of one patient are not two independent findings.
 
-@@WHY@@
+AUROC and AUPRC get a t interval on the logit scale. Its variance is the sum of the patients' squared influences
+(reports/influence.py): what the variance of a bootstrap over patients tends to with the number of resamples, and for the
+AUROC that of Obuchowski 1997 (Biometrics 53:567-578). The logit keeps it within 0 and 1 (Pepe 2003, The Statistical
+Evaluation of Medical Tests, sec. 5.2), degrees of freedom after Satterthwaite say how few patients the variance is known
+from, and an AUPRC is moved down by its bootstrap bias (Efron and Tibshirani 1993, ch. 10). It was chosen by simulation:
+near an AUROC of 1 and with few positives percentiles, BCa and the bootstrap-t hold the truth too rarely
+(benchmarks/coverage.py; table in docs/statistics.md). No class is ever lacking, so no mean goes without an interval.
 
 Differences of two models, whose values lie in the middle of their range, keep the percentiles of the bootstrap over
 patients, both models in the same resamples; so does the p-value, by the rule that the interval excludes zero.
