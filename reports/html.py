@@ -19,9 +19,9 @@ from reports.words import FILTERS
 SECTIONS = (
     "summary",
     "models",
-    "published",
     "classes",
     "operating_points",
+    "published",
     "choices",
     "importance",
     "configuration",

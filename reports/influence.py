@@ -10,6 +10,7 @@ are the derivative of its formula.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,13 @@ class Influence:
         """Those of the rarer kind."""
         return min(self.num_positive_patients, self.num_negative_patients)
 
-    @property
+    @cached_property
     def total(self) -> Floats:
         """(2, I), scaled so that the sum of squares is the variance of the value."""
         of_positive, of_negative = self.parts
         return of_positive + of_negative
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Floats, Floats]:
         """(2, I) of the positives and of the negatives, scaled so that their sums of squares are the variances of each.
 
@@ -89,7 +90,7 @@ class Influence:
             return np.asarray(part * np.sqrt(wanted / np.sum(part**2)))
         return np.asarray(np.sqrt(wanted) * (np.arange(part.size) == self.alone[kind]))
 
-    @property
+    @cached_property
     def degrees_of_freedom(self) -> Floats:
         """(2,) how well the variance is known, in Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2).
 
@@ -103,7 +104,8 @@ class Influence:
         total = np.sum(self.total**2, axis=1)
         normal = sum(square**2 / max(size - 1, 1) for square, size in zip(squares, sizes, strict=True))
         fourth = sum(
-            np.sum(part**4, axis=1) - square**2 / size for part, square, size in zip(parts, squares, sizes, strict=True)
+            np.sum(np.square(part**2), axis=1) - square**2 / size
+            for part, square, size in zip(parts, squares, sizes, strict=True)
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             found = np.minimum(total**2 / normal, 2 * total**2 / np.maximum(fourth, 0.0))

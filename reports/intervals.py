@@ -4,11 +4,11 @@ n records, I patients, K classes, R resamples. Patients are what is drawn, with 
 of one patient are not two independent findings.
 
 AUROC and AUPRC get a t interval on the logit scale. Its variance is the sum of the patients' squared influences
-(reports/influence.py): what the variance of a bootstrap over patients tends to with the number of resamples, and for the
-AUROC that of Obuchowski 1997 (Biometrics 53:567-578). The logit keeps it within 0 and 1 (Pepe 2003, The Statistical
-Evaluation of Medical Tests, sec. 5.2), degrees of freedom after Satterthwaite say how few patients the variance is known
-from, and an AUPRC is moved down by its bootstrap bias (Efron and Tibshirani 1993, ch. 10). It was chosen by simulation:
-near an AUROC of 1 and with few positives percentiles, BCa and the bootstrap-t hold the truth too rarely
+(reports/influence.py): what the variance of a bootstrap over patients tends to with the number of resamples, and for
+the AUROC that of Obuchowski 1997 (Biometrics 53:567-578). The logit keeps it within 0 and 1 (Pepe 2003, The Statistical
+Evaluation of Medical Tests, sec. 5.2), degrees of freedom after Satterthwaite say from how few patients the variance is
+known, and an AUPRC is moved down by its bootstrap bias (Efron and Tibshirani 1993, ch. 10). It was chosen by
+simulation: near an AUROC of 1 and with few positives percentiles, BCa and the bootstrap-t hold the truth too rarely
 (benchmarks/coverage.py; table in docs/statistics.md). No class is ever lacking, so no mean goes without an interval.
 
 Differences of two models, whose values lie in the middle of their range, keep the percentiles of the bootstrap over
@@ -130,7 +130,7 @@ def mean_variance(influences: Floats, degrees_of_freedom: Floats) -> tuple[float
     if variance == 0.0:
         return 0.0, 1.0
     welch = variance**2 / float(np.sum(own**2 / degrees_of_freedom))
-    return variance, max(1.0, min(welch, 2 * variance**2 / float(np.sum(total**4))))
+    return variance, max(1.0, min(welch, 2 * variance**2 / float(np.sum(np.square(total**2)))))
 
 
 @dataclass(frozen=True)

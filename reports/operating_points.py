@@ -238,7 +238,7 @@ def _share(above: Floats, below: Floats) -> _Share:
         smoothed = (size * value + 1) / (size + 2)
         influence[np.flatnonzero(below)[0]] = np.sqrt(smoothed * (1 - smoothed) / size)
     square = float(np.sum(influence**2))
-    fourth = float(np.sum(influence**4)) - square**2 / size
+    fourth = float(np.sum(np.square(influence**2))) - square**2 / size
     degrees = min(size - 1.0, 2 * square**2 / fourth) if fourth > 0 else size - 1.0
     return _Share(value, influence, max(degrees, 1.0), size)
 

@@ -176,3 +176,13 @@ def test_an_interval_that_misses_its_value_says_so():
 def test_no_resamples_at_all_are_refused():
     with pytest.raises(ValueError, match="num_resamples must be at least 1, got 0"):
         bootstrap(*simulated(10), num_resamples=0, seed=0)
+
+
+def test_between_two_equally_good_models_p_is_small_about_as_often_as_it_says():
+    rejected = 0
+    for seed in range(150):
+        targets, scores, patients = simulated(80, num_classes=2, seed=seed)
+        noise = 0.7 * np.random.default_rng(seed + 1000).normal(size=(2, *scores.shape))  # exchangeable
+        first, second = (bootstrap(targets, scores + part, patients, num_resamples=199, seed=seed) for part in noise)
+        rejected += first.p_value(second, "auroc") <= 0.05
+    assert 0.01 <= rejected / 150 <= 0.1

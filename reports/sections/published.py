@@ -18,7 +18,7 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
         sources.setdefault(f"{row['cite']} {row['protocol']}", {"number": len(sources) + 1, **row})
     rows = [row | {"number": sources[f"{row['cite']} {row['protocol']}"]["number"]} for row in found["rows"]]
     named = metrics.get("named_protocol")
-    own = [(MODELS[model], figures) for model, figures in named["models"].items()] if named else []
+    own = [(MODELS[model], named["models"][model]) for model in MODELS if model in named["models"]] if named else []
     return {
         "published_rows": rows,
         "sources": list(sources.values()),
