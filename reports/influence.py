@@ -66,7 +66,9 @@ class Influence:
         By m / (m - 1) within the root, as a variance divides by one less than its size. The AUROC's are then moderated:
         where few patients are ranked nearly right, those who are ranked badly are easily missing, and the variance is
         too small just where the value is too high. As Smyth 2004 (Stat. Appl. Genet. Mol. Biol. 3:3) does for few
-        samples, it is averaged with what a model expects, here the binormal one, which counts as PRIOR_PATIENTS.
+        samples, it is averaged with what a model expects, here the binormal one. That counts as PRIOR_PATIENTS and is
+        given the area (m v + 1/3) / (m + 2/3), as counts are started in Tukey 1977 (Exploratory Data Analysis): at an
+        area of 1 it would have no variance itself.
 
         An AUPRC that one patient alone decides, or that is 1, shows no scatter. It is given the variance of a share of
         m patients with one success and one failure added (Agresti and Coull 1998, American Statistician 52:119-126).
@@ -82,7 +84,7 @@ class Influence:
         own = float(np.sum(part**2)) * size / max(size - 1, 1) if size > 1 else 0.0
         smoothed = (size * value + 1) / (size + 2)
         if row == 0:
-            prior = placement_variance((size * value + 0.5) / (size + 1)) / size
+            prior = placement_variance((size * value + 1 / 3) / (size + 2 / 3)) / size
             wanted = (size * own + PRIOR_PATIENTS * prior) / (size + PRIOR_PATIENTS)
         else:
             wanted = own if own > 1e-30 else smoothed * (1 - smoothed) / size
