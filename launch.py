@@ -535,7 +535,8 @@ def finish(
     finished_with = [event["trials"] for event in study.read_events() if event["event"] == "study_finished"]
     if ledger.num_ended >= ledger.num_trials and ledger.num_ended not in finished_with:
         study.record("study_finished", trials=ledger.num_ended)
-    page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
+    settings = launch.evaluate.model_dump()
+    page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed, evaluate=settings)
     refresh(study.path.parent)
     console.print(f"best: {said_of_best(ledger, confirmation)}", markup=False)
     console.print(f"test fold opened {opened} times now", markup=False)

@@ -23,6 +23,8 @@ SECTIONS = (
     "models",
     "confirmation",
     "classes",
+    "operating_points",
+    "published",
     "calibration",
     "subgroups",
     "errors",

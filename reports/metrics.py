@@ -12,11 +12,15 @@ from reports import folds
 from reports.calibration import calibration
 from reports.choices import Comparison, Unknown, compare, tables
 from reports.confirmation import confirmation
+from reports.delong import crosscheck
 from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import Predictions, Study, at_path
-from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap, micro
 from reports.mistakes import figures_of_mistakes
+from reports.operating_points import operating_points_of
+from reports.protocols import named_protocol
 from reports.provenance import provenance
+from reports.published import published
 from reports.searching import searching
 from reports.subgroups import subgroups
 
@@ -71,6 +75,10 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "provenance": provenance(study),
         "problems": list(study.problems),
         "mistakes": figures_of_mistakes(study),
+        "operating_points": operating_points_of(study),
+        "delong": crosscheck({model: splits.get("test") for model, splits in (("best", best), *baselines.items())}),
+        "named_protocol": named_protocol(study, num_resamples=num_resamples, seed=seed),
+        "published": published(study),
     }
     content |= {"intervals_excluding_value": _excluding(content)}
     # after it: the intervals of a calibration error are not percentiles
@@ -116,7 +124,8 @@ def _block(scored: Scored) -> dict[str, Any]:
             reason = "no class has both a positive and a negative record"
             block[f"{metric}_macro"] = {"value": None, "low": None, "high": None, "reason": reason}
         else:
-            block[f"{metric}_macro"] = _json(scored.resamples.of_macro(metric, scored.macro(metric)))
+            block[f"{metric}_macro"] = scored.resamples.of_macro(metric, scored.macro(metric)).as_json()
+            block[f"{metric}_micro"] = micro(part.targets, part.scores, part.patient_ids, metric).as_json()
     for metric in METRICS:
         block[metric] = {name: _class_figure(scored, metric, index) for index, name in enumerate(part.classes)}
     return block | {
@@ -130,7 +139,7 @@ def _class_figure(scored: Scored, metric: str, index: int) -> dict[str, Any]:
     assert scored.resamples is not None
     value = float(scored.values[METRICS.index(metric), index])
     positive = scored.predictions.targets[:, index] > 0.5
-    return _json(scored.resamples.of_class(metric, index, value)) | {
+    return scored.resamples.of_class(metric, index, value).as_json() | {
         "num_positive": int(positive.sum()),
         "num_positive_patients": int(np.unique(scored.predictions.patient_ids[positive]).size),
     }
@@ -141,9 +150,10 @@ def _differences(best: Scored, other: Scored) -> dict[str, Any]:
     if best.resamples is None or other.resamples is None:
         return {}
     return {
-        f"{metric}_macro": _json(
-            best.resamples.of_difference(other.resamples, metric, best.macro(metric) - other.macro(metric))
-        )
+        f"{metric}_macro": best.resamples.of_difference(
+            other.resamples, metric, best.macro(metric) - other.macro(metric)
+        ).as_json()
+        | {"p_value": best.resamples.p_value(other.resamples, metric)}
         for metric in METRICS
     }
 
@@ -241,11 +251,6 @@ def _excluding(content: dict[str, Any]) -> list[str]:
 
     walk(content, "")
     return found
-
-
-def _json(interval: Interval) -> dict[str, Any]:
-    bounds: dict[str, Any] = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return bounds | ({"reason": interval.reason} if interval.reason else {})
 
 
 def figures_of_split(predictions: Predictions, split: str, *, num_resamples: int, seed: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def build(
         study_dir: the study's folder; its predictions, where it has any, lie in report/.
         num_resamples: bootstrap resamples of every interval.
         seed: of the resamples.
-        evaluate: settings of `evaluate` in the place of the study's own.
+        evaluate: settings of the report (`evaluate.*`) that take the place of the study's own.
 
     Returns:
         report/index.html in the study's folder; metrics.json and model_card.md lie beside it, and the card once more
@@ -39,8 +39,8 @@ def build(
         OSError: if the report cannot be written.
     """
     study = read_study(study_dir)
-    if evaluate:
-        study = replace(study, config=study.config | {"evaluate": (study.setting("evaluate") or {}) | dict(evaluate)})
+    settings = {**(study.setting("evaluate") or {}), **(evaluate or {})}
+    study = replace(study, config={**study.config, "evaluate": settings})
     metrics = figures(study, num_resamples=num_resamples, seed=seed)
     page = render(study, metrics)
     folder = study_dir / "report"

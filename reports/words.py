@@ -63,6 +63,13 @@ def signed(value: float | None, digits: int = 3) -> str:
     return "n/a" if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
 
 
+def chance(p_value: float | None) -> str:
+    """A p-value as text: three digits, as far as the resamples tell."""
+    if p_value is None:
+        return ""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
 def verdict(interval: dict[str, Any]) -> str:
     """What a difference's interval says, and no more than it says."""
     if interval["low"] is None:
@@ -132,6 +139,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "signed": signed,
     "share": share,
     "verdict": verdict,
+    "chance": chance,
     "count": count,
     "duration": duration,
     "short": short,

@@ -195,7 +195,15 @@ class Evaluate(Settings):
 
     fold: Literal["valid", "test"] | int
     num_resamples: int = Field(ge=1)
-    """Bootstrap resamples (by patient) behind every interval."""
+    """Bootstrap resamples (by patient) behind every interval of a difference."""
+    threshold: Literal["f1", "youden", "sensitivity"] = "f1"
+    """How each class's threshold is chosen on validation."""
+    min_sensitivity: float = Field(default=0.9, gt=0, le=1)
+    """For threshold=sensitivity: the largest threshold that reaches it on validation."""
+    beta: float | None = Field(default=None, gt=0)
+    """Of F-beta and G-beta, where the data set's convention asks for them (2 on CPSC2018); null shows neither."""
+    protocol: Literal["ptb_xl_benchmark"] | None = None
+    """A published protocol whose figure is shown too, so that it stands beside the literature's."""
     cost_per_device_hour: float | None = Field(ge=0)
     """The report multiplies it with the device-hours; None: no cost is shown."""
     currency: str

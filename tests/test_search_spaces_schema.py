@@ -151,6 +151,7 @@ def test_a_configuration_is_the_same_after_yaml():
         "data.store_dir=elsewhere",
         "data.download=true",
         "evaluate.num_resamples=10",
+        ["evaluate.threshold=youden", "evaluate.beta=2", "evaluate.protocol=ptb_xl_benchmark"],
         "debug.log_level=DEBUG",
         "resume=must",
     ],

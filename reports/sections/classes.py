@@ -6,15 +6,23 @@ from typing import Any
 
 from reports.charts import Axis, interval_axis
 from reports.folder import Study
-from reports.words import MODELS
+from reports.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
+from reports.words import DASH, MODELS
 
-FEW_PATIENTS = 10
-"""Below this many positive patients a percentile interval is known to be too narrow; the page marks the class."""
+FEW_PATIENTS = ENOUGH_PATIENTS
+"""Below this many positive patients no coverage is promised; the page marks the class and states what was measured."""
 
 
 def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
     """The table of classes."""
-    return {"classes": class_rows(metrics), "few_patients": FEW_PATIENTS, "names": MODELS}
+    delong = metrics.get("delong", {}).get("classes", {})
+    return {
+        "classes": class_rows(metrics),
+        "few_patients": FEW_PATIENTS,
+        "names": MODELS,
+        "rare": {metric: f"{100 * low:.0f}{DASH}{100 * high:.0f} %" for metric, (low, high) in RARE_COVERAGE.items()},
+        "delong": {name: found for name, found in delong.items() if found["differs"]},
+    }
 
 
 def class_rows(metrics: dict[str, Any]) -> dict[str, Any]:
