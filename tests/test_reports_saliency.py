@@ -23,13 +23,17 @@ def vit():
 
 
 def encoders():
-    yield "vit", vit()
-    yield "st_mem", STMEMEncoder(**PATCHES, num_sep_tokens=1, standardize_patches=True)
-    yield "mtae", MTAEEncoder(**PATCHES, standardize_patches=True)
-    yield "signal_vit", SignalViT(**PATCHES)
-    yield "pooled", AttentionPooled(vit())
-    yield "resnet", ResNet1d(**INPUT, kernel_size=3)
-    yield "s4d", S4D(**INPUT, state_size=8, bidirectional=True, min_memory_s=0.2, max_memory_s=20)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # else each run of the tests has other weights
+        return [
+            ("vit", vit()),
+            ("st_mem", STMEMEncoder(**PATCHES, num_sep_tokens=1, standardize_patches=True)),
+            ("mtae", MTAEEncoder(**PATCHES, standardize_patches=True)),
+            ("signal_vit", SignalViT(**PATCHES)),
+            ("pooled", AttentionPooled(vit())),
+            ("resnet", ResNet1d(**INPUT, kernel_size=3)),
+            ("s4d", S4D(**INPUT, state_size=8, bidirectional=True, min_memory_s=0.2, max_memory_s=20)),
+        ]
 
 
 def classifier_of(encoder, *, std=0.5):
@@ -54,7 +58,7 @@ def test_the_midpoint_rule_is_exact_for_a_quadratic_answer_between_any_two_point
     torch.testing.assert_close(found, crops.square() - baseline.square())
 
 
-@pytest.mark.parametrize(("name", "encoder"), list(encoders()))
+@pytest.mark.parametrize(("name", "encoder"), encoders())
 def test_attributions_add_up_to_what_they_explain(name, encoder, crops):
     classifier = classifier_of(encoder)
     found = attribution(classifier, crops, [0, 100], 340, target=2)
