@@ -58,9 +58,12 @@ def test_the_ten_lines_of_the_page_compute_five_numbers_of_the_report_again(stud
 def coverage_table():
     """(metric, expected positives) -> our coverage in each column, in percent."""
     table = PAGE.split("<!-- coverage -->")[1].split("\n\n")[1]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
-    return {(row[0].split()[0].lower(), row[0].split(", ")[1]): [float(cell.split()[0]) for cell in row[1:] if cell]
-            for row in rows}  # fmt: skip
+    found = {}
+    for line in table.strip().splitlines()[2:]:
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        metric, which = name.split(", ")
+        found[metric.lower(), which] = [float(cell.split()[0]) for cell in cells if cell]
+    return found
 
 
 def test_the_coverage_table_keeps_what_the_page_promises():
