@@ -78,6 +78,9 @@ def make_artifacts(sources: Sequence[Source], *, name: str, num_records: int, wo
         StorageError: if something cannot be written.
     """
     views = [_make(source, name, num_records, workers) for source in sources]
+    if len({source.folder.name for source in sources}) < len(sources):  # .../train/checkpoint of several runs
+        for source, view in zip(sources, views, strict=True):
+            view["checkpoint"] = "/".join(source.folder.absolute().parts[-3:])
     page = sources[0].folder / "artifacts" / name / PAGE
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),

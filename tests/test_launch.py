@@ -303,7 +303,7 @@ def test_artifacts_and_an_export_are_made_of_a_trained_run(capsys, tmp_path):
     assert launch.main(["command=artifacts", *typed]) == 0
     assert "artifacts: " in capsys.readouterr().out
     page = tmp_path / checkpoint / "artifacts" / "synthetic_valid" / "index.html"
-    assert page.read_text().count("<h2>checkpoint</h2>") == 2
+    assert page.read_text().count("<h2>one/train/checkpoint</h2>") == 2
     assert page.read_text().count("Reconstruction") >= 2
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     assert launch.main(["command=export", f"checkpoint={checkpoint}"]) == 0
