@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +26,32 @@ from search_spaces.compose import (
     recompose,
     recompose_to_read,
 )
-from search_spaces.schema import OF_A_CHECKPOINT, ChoiceError, Launch, checked
+from search_spaces.opening import (
+    check_resume,
+    checked_space,
+    describe_recordings,
+    gpus_here,
+    lint_search,
+    open_books,
+    open_confirmation,
+    open_store,
+    progress_bar,
+    with_own_encoder,
+)
+from search_spaces.running import run_search, seen_by_nodes
+from search_spaces.schema import OF_A_CHECKPOINT, ChoiceError, Launch, checked, tree_of
+from search_spaces.stopping import INTERRUPTED, typed_again
+from search_spaces.training import train
 from trainables.components import ComponentError
 
 if TYPE_CHECKING:
     from data.store import Store
     from search_spaces.confirmation import Confirmation
-    from search_spaces.distributions import Space
     from search_spaces.ledger import Ledger
-    from trainables.recordings import Recordings
     from trainables.settings import Run
-    from trainables.stored import States
     from trainables.study import StudyFolder
 
-USERS_MISTAKE, INTERRUPTED = 2, 130  # exit codes
+USERS_MISTAKE = 2  # exit code
 TO_READ = ("report", "dashboard")
 """Commands that look at a study and run nothing of it, so that it may be another version's."""
 TO_GATHER = {"compare": "runs/comparison", "index": "runs"}
@@ -160,97 +170,6 @@ def as_yaml(launch: Launch) -> str:
     return text
 
 
-def tree_of(launch: Launch) -> dict[str, Any]:
-    """The resolved configuration as plain values."""
-    return launch.model_dump(mode="json", by_alias=True)
-
-
-# -------- what every command needs
-
-
-def checked_space(launch: Launch) -> Space:
-    """The space of the launch, with every end of every range tried."""
-    from search_spaces.distributions import check_space, parse
-
-    space = parse(launch.space)
-    check_space(tree_of(launch), space, launch.options)
-    return space
-
-
-def lint_search(launch: Launch, space: Space) -> None:
-    """Refuse a search that cannot give what it seems to; imported late, after the cheaper checks have passed."""
-    from search_spaces.lint import lint
-
-    lint(launch, space)
-
-
-@contextmanager
-def progress_bar(text: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar under `text` in a terminal; what it gives is called with (done, total)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
-
-
-def open_store(launch: Launch, console: Console) -> Store:
-    """The prepared recordings of the launch, prepared now where they are not."""
-    from data.store import prepare as prepare_store
-    from trainables.recordings import preparation_of, reader_of
-
-    with progress_bar("preparing recordings", console) as progress:
-        return prepare_store(
-            reader_of(launch.data),
-            preparation_of(launch.data),
-            Path(launch.data.store_dir),
-            name=launch.data.name,
-            max_unreadable_share=launch.data.max_unreadable_share,
-            progress=progress,
-        )
-
-
-def describe_recordings(launch: Launch, recordings: Recordings, console: Console) -> None:
-    """Say who trains, who validates, who does neither, and which classes cannot be scored."""
-    rows, labelled = recordings.split, recordings.labels.labelled
-    folds = recordings.store.index["fold"]
-    subsampled = [
-        f"{part} limited to {patients} patients"
-        for part, chosen, whole, patients in (
-            ("training", rows.pretrain, folds.isin(launch.data.train_folds), launch.data.max_train_patients),
-            ("validation", rows.valid, folds.isin(launch.data.valid_folds) & labelled, launch.data.max_valid_patients),
-        )
-        if len(chosen) < whole.sum()
-    ]
-    parts = (
-        (f"{len(rows.pretrain)} pre-train, " if launch.task.stages != "finetune" else "")
-        + f"{len(rows.train)} train, {len(rows.valid)} validate, {len(rows.test)} test"
-        + (f" ({', '.join(subsampled)}; the test fold never is)" if subsampled else "")
-    )
-    if recordings.folds is not None:
-        parts = recordings.folds.described()
-    console.print(f"recordings: {parts}", markup=False)
-    in_a_part = [*launch.data.train_folds, *launch.data.valid_folds, *launch.data.test_folds]
-    if len(left_out := folds[~folds.isin(in_a_part)]):
-        numbers = ", ".join(map(str, sorted(left_out.unique())))
-        console.print(
-            f"note: {len(left_out)} recordings are not used, their folds {numbers} are in none of data.train_folds, "
-            "data.valid_folds and data.test_folds",
-            markup=False,
-        )
-    classes = recordings.labels.classes
-    if unscored := sorted(set(range(len(classes))) - set(recordings.valid_classes.tolist())):
-        names = ", ".join(classes[k] for k in unscored)
-        where = "validation records" + (" of one of the folds" if recordings.folds is not None else "")
-        console.print(f"note: not in the {where}, so left out of its means: {names}", markup=False)
-
-
-def typed_again() -> str:
-    """The line that goes on with a study: the one that was typed, but for what refuses to."""
-    return f"python launch.py {shlex.join(word for word in sys.argv[1:] if word != 'resume=never')}"
-
-
 # -------- search
 
 
@@ -320,184 +239,6 @@ def show_token(launch: Launch, console: Console) -> None:
         console.print(f"note: {note}", markup=False)
 
 
-def check_resume(launch: Launch, study: StudyFolder) -> None:
-    """Hold `resume` and the study's identity against what is in its folder."""
-    from trainables.stored import configuration_of_stored
-    from trainables.study import StudyError
-
-    place, key = (str(study.path), "study_dir=DIR") if launch.storage is None else (launch.storage, "storage=URL")
-    held = None if launch.storage is None else configuration_of_stored(launch.storage)
-    if held is None and study.configuration.exists():
-        place, held = str(study.path), study.read_configuration()
-    if held is not None and launch.resume == "never":
-        raise StudyError(f"{place} holds a study and resume=never: type another {key}, or resume=auto")
-    if held is None and launch.resume == "must":
-        raise StudyError(f"{place} holds no study and resume=must: check {key.partition('=')[0]}, or type resume=auto")
-    if held is None:
-        return
-    from search_spaces.schema import dotted
-
-    before = dotted(checked(held).identity())
-    now = dotted(launch.identity())
-    differing = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not isinstance(before.get(key, now.get(key)), dict)
-    ]
-    if differing:
-        shown = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:8])
-        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
-        raise StudyError(f"{place} holds another study: {shown}{more}; type {key} for a new one, or the values it has")
-
-
-def with_own_encoder(launch: Launch, study: StudyFolder) -> Launch:
-    """The launch with `task.encoder` set to the study's own copy of it: what lies at the path typed may change.
-
-    Raises:
-        StudyError: if other weights are at the path now than those that the study began with.
-        DataError, StorageError: if they are of another model or other recordings, or cannot be read.
-    """
-    if launch.task.encoder is None:
-        return launch
-    from trainables.checkpoint import DESCRIPTION, copy_checkpoint, weights_digest
-    from trainables.loops import first_encoder
-    from trainables.study import StudyError
-
-    given = Path(launch.task.encoder)
-    if not (study.encoder / DESCRIPTION).exists():
-        first_encoder(launch.run)  # refuses what no trial could start from
-        copy_checkpoint(given, study.encoder)
-    elif given.exists() and weights_digest(given) != weights_digest(study.encoder):
-        raise StudyError(
-            f"{study.path} was begun with other weights than those in {given} now: type study_dir=DIR for a new study, "
-            f"or task.encoder={study.encoder} for those it began with"
-        )
-    task = launch.task.model_copy(update={"encoder": str(study.encoder)})
-    return launch.model_copy(update={"task": task})
-
-
-def open_books(
-    launch: Launch, space: Space, study: StudyFolder, store: Store, states: States | None = None
-) -> tuple[Ledger, Recordings]:
-    """The study's books and its recordings; both refuse what cannot be searched."""
-    from search_spaces.distributions import run_with
-    from search_spaces.ledger import Ledger, TrialRecord
-    from search_spaces.schedulers import make_policy
-    from trainables.changes import code_changes, keep_changes
-    from trainables.checkpoint import description_of
-    from trainables.provenance import git_revision, hardware, versions
-    from trainables.recordings import open_recordings
-    from trainables.study import StudyError
-
-    tree = tree_of(launch)
-    recordings = open_recordings(launch.run, store.path)
-    begun = [event for event in study.read_events() if event["event"] == "study_started"]
-    for event in begun:
-        if event["store"] != store.hash:
-            raise StudyError(
-                f"{study.path} was begun on other recordings (store {event['store'][:12]}, now {store.hash[:12]}): "
-                "type study_dir=DIR for a new study, or the data.root it had"
-            )
-
-    def describe(trial: TrialRecord, run: Run) -> dict[str, Any]:
-        return description_of(
-            run,
-            open_recordings(run, store.path),
-            {"epoch": trial.best_epoch, "value": trial.value, "metrics": trial.best_metrics},
-            launch.search.metric,
-            trial=trial.number,
-            params=trial.params,
-            exploits=trial.exploits,
-        )
-
-    study.write_configuration(tree)
-    study.record(
-        "study_resumed" if begun else "study_started",
-        store=store.hash,
-        git_revision=git_revision(),
-        changes=keep_changes(study, code_changes()),
-        versions=versions(),
-        hardware=hardware(),
-    )
-    ledger = Ledger(
-        study,
-        launch,
-        space,
-        make_run=functools.partial(run_with, launch),
-        first_points=space.first_points(tree, launch.options),
-        policy=make_policy(launch.scheduler, launch.task),
-        describe=describe,
-        states=states,
-    )
-    return ledger, recordings
-
-
-def open_confirmation(launch: Launch, ledger: Ledger) -> Confirmation:
-    """The books of the best trials' further trainings; there may be none."""
-    from search_spaces.confirmation import Confirmation
-
-    return Confirmation(ledger, seed=launch.seed, max_failures=launch.cluster.max_failures)
-
-
-def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store: Store, console: Console) -> bool:
-    """Run trials on Ray, then confirm the best, with a live table in a terminal and Ray's own noise in a file.
-
-    Returns:
-        whether it ended because of SIGTERM, which is then in the study's events.
-    """
-    from search_spaces.display import Display
-    from search_spaces.logs import configure
-    from search_spaces.preflight import ready_cluster
-    from search_spaces.quiet import quiet
-    from search_spaces.stopping import ending_on_sigterm
-    from search_spaces.tracking import make_tracker
-    from search_spaces.tuning import run_trials
-
-    console.print(f"study: {ledger.folder.path}", markup=False)
-    with (
-        quiet(console, ledger.folder.log) as terminal,
-        ready_cluster(launch, ledger.folder, store.path, terminal, **seen_by_nodes(launch)),
-        ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
-        configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
-        make_tracker(launch.tracking, ledger.folder, maximize=launch.search.direction == "maximize") as track,
-    ):
-        for books in (ledger, confirmation):
-            if books.is_over or to_end():
-                continue
-            with Display(terminal, books, launch.task.num_epochs) as display:
-
-                def show_change(display: Display = display) -> None:
-                    display()
-                    track()
-
-                run_trials(
-                    books,
-                    launch.cluster,
-                    store=store.path,
-                    metric=launch.search.metric,
-                    maximize=launch.search.direction == "maximize",
-                    on_change=show_change,
-                    scheduler=launch.scheduler,
-                    to_end=to_end,
-                )
-    return to_end()
-
-
-def say_interrupted(study: StudyFolder, terminal: Console) -> None:
-    """Record that the study is interrupted while there is time: SIGKILL may follow."""
-    study.record("study_interrupted")
-    terminal.print("stopping; what ran is saved up to its last epoch", markup=False)
-
-
-def seen_by_nodes(launch: Launch) -> dict[str, Any]:
-    """What the pre-flight has every node try: the study's folder, or the object store that takes its place."""
-    if launch.storage is None:
-        return {}
-    from trainables.remote import try_from_here
-
-    return {"shared": False, "probes": {"storage": functools.partial(try_from_here, launch.storage)}}
-
-
 def finish(
     launch: Launch, ledger: Ledger, confirmation: Confirmation, study: StudyFolder, store: Store, console: Console
 ) -> int:
@@ -557,143 +298,6 @@ def said_of_best(ledger: Ledger, confirmation: Confirmation) -> str:
 
 
 # -------- the other commands
-
-
-def train(launch: Launch, console: Console) -> int:
-    """One run without a search, or one trial of a study again; the same line goes on where it stopped."""
-    from search_spaces.lint import check_objective, kind_of_labels
-    from trainables.study import StudyFolder
-
-    study = StudyFolder(Path(launch.study_dir))
-    if launch.trial is None:
-        checked_space(launch)  # the run's own values, too
-        check_objective(launch)
-        kind_of_labels(launch)
-        if launch.space:
-            console.print("note: command=train runs the configuration's own values; nothing is searched", markup=False)
-        return train_once(launch, launch.run, study.path / "train", 0, console)[0]
-    number = launch.trial
-    if study.encoder.exists():
-        launch = with_own_encoder(launch, study)
-    run, recorded = recorded_trial(launch, study, number)
-    of_seed = "" if launch.trial_seed is None else f"_seed_{launch.trial_seed}"
-    folder = study.path / "again" / f"trial_{number:04d}{of_seed}"
-    if (folder / "checkpoint").exists():  # finished before: again means computed again
-        shutil.rmtree(folder)
-    code, history = train_once(launch, run, folder, number, console)
-    differing = [epoch for epoch, metrics in recorded.items() if epoch in history and history[epoch] != metrics]
-    if code == 0:
-        metric = launch.search.metric
-        most = max((abs(history[epoch][metric] - recorded[epoch][metric]) for epoch in differing), default=0.0)
-        console.print(
-            f"trial {number} again: "
-            + (
-                f"epochs {differing} differ from the study's, {metric} by {most:.1e} at most"
-                if differing
-                else "the study's figures, bit for bit"
-            )
-        )
-    return code
-
-
-def recorded_trial(launch: Launch, study: StudyFolder, number: int) -> tuple[Run, dict[int, dict[str, float]]]:
-    """A trial's run, and the metrics of each of its epochs, from its study's events."""
-    from search_spaces.distributions import run_with
-    from trainables.study import StudyError
-
-    events = [event for event in study.read_events() if event.get("trial") == number]
-    started = [event for event in events if event["event"] == "trial_started"]
-    if not started:
-        raise StudyError(f"{study.path} has no trial {number}: its trials.parquet lists those it has")
-    if any(event["event"] == "exploit" for event in events):
-        raise StudyError(
-            f"trial {number} went on from other trials' weights (scheduler=pbt): it cannot be trained again alone; "
-            "its checkpoint.json lists the exploits"
-        )
-    run = run_with(launch, started[0]["params"])
-    if launch.trial_seed is None:
-        return run, {event["epoch"]: event["metrics"] for event in events if event["event"] == "epoch"}
-    from search_spaces.confirmation import under_seed
-
-    events = [event for event in events if event.get("index") == launch.trial_seed]
-    begun = [event for event in events if event["event"] == "confirmation_started"]
-    if not begun:
-        raise StudyError(f"{study.path} has not confirmed trial {number} with a seed {launch.trial_seed}")
-    recorded = {event["epoch"]: event["metrics"] for event in events if event["event"] == "confirmation_epoch"}
-    return under_seed(run, begun[0]["seed"]), recorded
-
-
-def train_once(
-    launch: Launch, run: Run, folder: Path, number: int, console: Console
-) -> tuple[int, dict[int, dict[str, float]]]:
-    """Train one run in this process; its best weights end in `folder`/checkpoint."""
-    from trainables.checkpoint import keep_run
-    from trainables.recordings import open_recordings
-    from trainables.state import read_place
-    from trainables.study import StudyFolder
-    from trainables.trial import Assignment, epochs
-    from trainables.workers import Workers
-
-    with StudyFolder(folder).locked():
-        store = open_store(launch, console)
-        check_same_run(folder, launch, run, store.hash)
-        recordings = open_recordings(run, store.path)
-        describe_recordings(launch, recordings, console)
-        num_gpus = gpus_here(launch)
-        assignment = Assignment(
-            number=number,
-            run=run,
-            folder=folder,
-            store=store.path,
-            metric=launch.search.metric,
-            maximize=launch.search.direction == "maximize",
-            num_gpus=num_gpus,
-            cpus_per_worker=launch.cluster.cpus_per_worker,
-        )
-        try:
-            for result in epochs(assignment, Workers.of_this_process(num_gpus=num_gpus)):
-                if result["reason"] is not None:
-                    console.print(f"ended: {result['reason']}", markup=False)
-                    return 1, {}
-                figures = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
-                console.print(f"epoch {result['epoch']}/{run.task.num_epochs}  {result['stage']}  {figures}")
-        except KeyboardInterrupt:
-            console.print(f"stopped; saved up to the last epoch. To go on:\n  {typed_again()}", markup=False)
-            return INTERRUPTED, {}
-        place = read_place(folder)
-        assert place is not None
-        kept = keep_run(folder, run, recordings, place["best"], launch.search.metric)
-        console.print(f"best: epoch {place['best']['epoch']}, {launch.search.metric} {place['best']['value']:.4f}")
-        console.print(f"checkpoint: {kept}", markup=False)
-        return 0, {entry["epoch"]: entry["metrics"] for entry in place["history"]}
-
-
-def check_same_run(folder: Path, launch: Launch, run: Run, store_hash: str) -> None:
-    """Refuse to go on in a folder where another run was trained; write down which one is trained there."""
-    from search_spaces.schema import dotted, without_places
-    from trainables.files import write_atomically
-    from trainables.study import StudyError
-
-    tree = run.model_dump(mode="json", by_alias=True)
-    search = {"metric": launch.search.metric, "direction": launch.search.direction}
-    now = {**tree, **without_places(run), "search": search, "store": store_hash}
-    path = folder / "run.json"
-    if path.exists():
-        before = dotted(json.loads(path.read_bytes()))
-        differing = [key for key, value in dotted(now).items() if before.get(key) != value]
-        if differing or before.keys() != dotted(now).keys():
-            raise StudyError(
-                f"{folder} holds a run with another configuration (run.json: "
-                f"{', '.join(differing[:3]) or 'other keys'}): type another study_dir=DIR"
-            )
-    write_atomically(path, json.dumps(now, indent=2).encode() + b"\n")
-
-
-def gpus_here(launch: Launch) -> float:
-    """GPUs for what this process computes itself: as each worker of a trial would have."""
-    import torch
-
-    return launch.cluster.gpus_of_worker(torch.cuda.device_count())
 
 
 def evaluate(launch: Launch, console: Console) -> int:

@@ -358,6 +358,11 @@ class Launch(Settings):
         return {"search": search, **without_places(self)} | {key: tree[key] for key in kept}
 
 
+def tree_of(launch: Launch) -> dict[str, Any]:
+    """The resolved configuration as plain values."""
+    return launch.model_dump(mode="json", by_alias=True)
+
+
 def without_places(settings: Launch | Run) -> dict[str, Any]:
     """`data` and `task` as plain values, without the keys that say where something lies."""
     data, task = (part.model_dump(mode="json", by_alias=True) for part in (settings.data, settings.task))

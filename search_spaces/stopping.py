@@ -1,12 +1,17 @@
-"""SIGTERM, as `ray job stop` sends it, ends a search as Ctrl-C does."""
+"""How a command is stopped and gone on with: SIGTERM, as `ray job stop` sends it, ends a search as Ctrl-C does."""
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+INTERRUPTED = 130
+"""Exit code of a command that was stopped."""
 
 
 @contextmanager
@@ -50,3 +55,8 @@ def ending_on_sigterm(at_once: Callable[[], None]) -> Iterator[Callable[[], bool
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def typed_again() -> str:
+    """The line that goes on with a study: the one that was typed, but for what refuses to."""
+    return f"python launch.py {shlex.join(word for word in sys.argv[1:] if word != 'resume=never')}"

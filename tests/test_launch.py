@@ -165,11 +165,12 @@ def test_recordings_are_said_to_be_limited_or_left_out_only_where_they_are(capsy
 def test_a_folder_where_another_run_was_trained_is_refused(tmp_path):
     from search_spaces.compose import compose_choices
     from search_spaces.schema import checked
+    from search_spaces.training import check_same_run
     from trainables.study import StudyError
 
     def check(*typed, store="ab12"):
         choices = checked(compose_choices([*SYNTHETIC, *typed]).tree)
-        launch.check_same_run(tmp_path, choices, choices.run, store)
+        check_same_run(tmp_path, choices, choices.run, store)
 
     check()
     check("data.root=moved", "data.store_dir=elsewhere")
