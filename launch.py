@@ -305,15 +305,14 @@ def evaluate(launch: Launch, console: Console) -> int:
     from reports.evaluate import evaluate_checkpoint, write_predictions
     from reports.folder import read_predictions
     from reports.metrics import figures_of_split
-    from trainables.checkpoint import load, weights_digest
-    from trainables.ensemble import MEMBERS, digest_of, is_ensemble, load_ensemble
+    from trainables.checkpoint import load
+    from trainables.ensemble import digest_at, is_ensemble, load_ensemble
     from trainables.files import write_atomically
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
 
     (folder,) = launch.checkpoints
-    of_many = is_ensemble(folder)
-    checkpoint = load_ensemble(folder) if of_many else load(folder)
+    checkpoint = load_ensemble(folder) if is_ensemble(folder) else load(folder)
     store = open_store(launch, console)
     labels = checkpoint.labels_in(store, launch.task.labels)
     split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
@@ -321,8 +320,7 @@ def evaluate(launch: Launch, console: Console) -> int:
     predictions = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, workers)
     name = f"{launch.data.name}_{launch.evaluate.fold}"
     saved = folder / "evaluations" / f"{name}.parquet"
-    digest = digest_of(checkpoint.description[MEMBERS]) if of_many else weights_digest(folder)
-    made_by = {"trial": checkpoint.description.get("trial"), "digest": digest}
+    made_by = {"trial": checkpoint.description.get("trial"), "digest": digest_at(folder)}
     write_predictions(saved, predictions, made_by)
     found = figures_of_split(
         read_predictions(saved, launch.data.test_folds),
@@ -346,13 +344,13 @@ def evaluate(launch: Launch, console: Console) -> int:
 def artifacts(launch: Launch, console: Console) -> int:
     """Embeddings, their map, saliency and reconstructions of one or several checkpoints, on one page."""
     from reports.artifacts import Source, make_artifacts
-    from trainables.checkpoint import load
+    from trainables.ensemble import load_as_one
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
 
     sources = []
     for folder in launch.checkpoints:
-        checkpoint = load(folder)
+        checkpoint = load_as_one(folder)
         own = as_the_model_asks(launch, checkpoint.run)
         store = open_store(own, console)
         labels = checkpoint.labels_in(store, launch.task.labels)
@@ -381,18 +379,18 @@ def export(launch: Launch, console: Console) -> int:
     from reports.evaluate import evaluate_checkpoint
     from reports.export import check_packages, rows_to_check
     from reports.export import export as export_checkpoint
-    from trainables.checkpoint import load
+    from trainables.ensemble import load_as_one
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
 
     check_packages()
     (folder,) = launch.checkpoints
-    checkpoint = load(folder)
+    checkpoint = load_as_one(folder)
     store = open_store(launch, console)
     labels = checkpoint.labels_in(store, launch.task.labels)
     split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
     rows = rows_to_check(rows)
-    predictions = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, Workers())
+    predictions = evaluate_checkpoint(checkpoint, folder, store, labels, rows, split, Workers(), together=True)
     described = export_checkpoint(checkpoint, folder, folder / "export", store, predictions, rows)
     difference = described["checked"]["max_abs_difference_of_probabilities"]
     console.print(f"checked on {len(rows)} records: probabilities differ by {difference:.1e} at most", markup=False)

@@ -40,6 +40,11 @@ class Ensemble(Classifier):
         super().__init__(encoder, members[0].head.out_features, drop_path=0.0, head_init_std=0.0)
         self.head = MeanHead([member.head for member in members], kind)  # type: ignore[assignment]
 
+    def alone(self) -> list[Classifier]:
+        """All members, with the very weights of this."""
+        assert isinstance(self.encoder, SideBySide)
+        return [self.member(number) for number in range(len(self.encoder.members))]
+
     def member(self, number: int) -> Classifier:
         """One of the members, with the very weights of this."""
         assert isinstance(self.encoder, SideBySide)

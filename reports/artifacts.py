@@ -31,7 +31,8 @@ from reports.error_sheets import Seen, band_of, seen
 from reports.evaluate import evaluate_checkpoint
 from reports.reconstruction import reconstructed
 from reports.saliency import along_record, attention_rollout, attribution, patches_of, smoothed
-from trainables.checkpoint import Checkpoint, weights_digest
+from trainables.checkpoint import Checkpoint
+from trainables.ensemble import digest_at
 from trainables.files import write_atomically
 from trainables.probe import crop_embeddings
 from trainables.recordings import window_of
@@ -118,7 +119,7 @@ def _make(source: Source, name: str, num_records: int, workers: Workers) -> dict
     content = {
         "checkpoint": source.folder.name,
         "trial": checkpoint.description.get("trial"),
-        "weights_sha256": weights_digest(source.folder),
+        "weights_sha256": digest_at(source.folder),
         "store": source.store.hash,
         "split": source.split,
         "num_records": len(rows),

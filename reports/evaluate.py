@@ -27,7 +27,7 @@ from models.encoder import Encoder
 from reports.choices import probed_trials
 from reports.folder import ATTRIBUTES, ENSEMBLE, MADE_BY, PREDICTIONS, UNTRAINED, read_study
 from trainables.checkpoint import DESCRIPTION, Checkpoint, load, read_description, weights_digest
-from trainables.ensemble import MEMBERS, Ensemble, difference_between, digest_of, make_ensemble
+from trainables.ensemble import MEMBERS, EnsembleCheckpoint, difference_between, digest_of, make_ensemble
 from trainables.files import write_atomically
 from trainables.folds import answering_model, predict_unseen, probed_unit, validate_unit
 from trainables.pretrain import fresh_encoder
@@ -379,13 +379,15 @@ def _attributes(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint | Ensemble,
+    checkpoint: Checkpoint | EnsembleCheckpoint,
     folder: Path,
     store: Store,
     labels: Labels,
     rows: NDArray[np.int64],
     split: str,
     workers: Workers,
+    *,
+    together: bool = False,
 ) -> pd.DataFrame:
     """Predictions of a checkpoint or an ensemble on some rows; a pass over the test fold is in its study's events.
 
@@ -397,21 +399,22 @@ def evaluate_checkpoint(
         rows: which.
         split: "valid" or "test", what they count as.
         workers: this process.
+        together: have the models of a run on k folds answer together, as they do on records that none has seen.
     """
     if split == "test":
         studies = [StudyFolder(parent) for parent in folder.absolute().parents]
         home = next((study for study in studies if study.configuration.exists()), StudyFolder(folder))
         _record_opening(home, folder.name, checkpoint.description.get("trial"), store, rows)
-    members = checkpoint.members if isinstance(checkpoint, Ensemble) else (checkpoint,)
-    return averaged([_answers_of(member, store, labels, {split: rows}, workers) for member in members])
+    members = checkpoint.members if isinstance(checkpoint, EnsembleCheckpoint) else (checkpoint,)
+    return averaged([_answers_of(member, store, labels, {split: rows}, workers, together) for member in members])
 
 
 def _answers_of(
-    checkpoint: Checkpoint, store: Store, labels: Labels, rows: dict[str, Rows], workers: Workers
+    checkpoint: Checkpoint, store: Store, labels: Labels, rows: dict[str, Rows], workers: Workers, together: bool
 ) -> pd.DataFrame:
     """One checkpoint's predictions; of a run on k folds, each record is answered by who has not seen it."""
     held_out: Sequence[Rows] = ()
-    if checkpoint.run.task.folds > 1 and store.hash == checkpoint.description["store"]:
+    if not together and checkpoint.run.task.folds > 1 and store.hash == checkpoint.description["store"]:
         folds = open_recordings(checkpoint.run, store.path).folds
         assert folds is not None
         held_out = folds.held_out

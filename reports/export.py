@@ -34,7 +34,8 @@ from models.classifier import Classifier
 from models.s4d import S4D, DiagonalStateSpace
 from reports.evaluate import maker_of
 from reports.folder import PREDICTIONS, at_path
-from trainables.checkpoint import Checkpoint, weights_digest
+from trainables.checkpoint import Checkpoint
+from trainables.ensemble import digest_at
 from trainables.files import write_atomically, writing_to
 from trainables.predict import probabilities_of
 from trainables.provenance import versions
@@ -279,7 +280,7 @@ def _description(checkpoint: Checkpoint, source: Path, check: dict[str, Any]) ->
         **_of_report(source),
         "made_of": {
             "trial": checkpoint.description.get("trial"),
-            "weights_sha256": weights_digest(source),
+            "weights_sha256": digest_at(source),
             "git_revision": checkpoint.description.get("git_revision"),
         },
         "checked": check,
@@ -292,7 +293,7 @@ def _of_report(source: Path) -> dict[str, Any]:
     metrics = report / "metrics.json"
     none = {"value": None, "reason": "no report of a study says one for these weights"}
     maker = maker_of(report / PREDICTIONS["best"])
-    if maker is None or maker.get("digest") != weights_digest(source) or not metrics.exists():
+    if maker is None or maker.get("digest") != digest_at(source) or not metrics.exists():
         return {"temperature": none, "thresholds": none}
     try:
         figures = json.loads(metrics.read_text(encoding="utf-8"))

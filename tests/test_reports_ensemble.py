@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.evaluate import averaged, ensemble_sources, evaluate_study
+from reports.evaluate import averaged, ensemble_sources, evaluate_checkpoint, evaluate_study
 from reports.folder import PREDICTIONS, read_study
 from reports.report import build
 from tests.test_reports_evaluate import ALONE, opened, put
 from trainables.checkpoint import DESCRIPTION, describe, load, read_description
-from trainables.ensemble import digest_of, is_ensemble, load_ensemble, make_ensemble
+from trainables.ensemble import digest_at, digest_of, is_ensemble, load_as_one, load_ensemble, make_ensemble
 from trainables.files import StorageError
 from trainables.study import StudyFolder
 
@@ -70,6 +70,24 @@ def test_its_row_stands_in_the_report_with_a_paired_difference_and_no_more_model
     assert "The test fold was opened" not in page
     study.record("test_fold_opened", model="best_1", trial=3, records=9, store=tiny_store.hash)
     assert "The test fold was opened 5 times for 4 models" in build(study.path, num_resamples=20).read_text()
+
+
+def test_an_ensemble_as_one_classifier_answers_alike_and_can_be_exported(study, tiny_store, tiny_recordings):
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    from reports.export import export
+
+    evaluate(study, tiny_store)
+    folder, rows = study.checkpoints / "ensemble", tiny_recordings.split.valid
+    ensemble, one = load_ensemble(folder), load_as_one(folder)
+    assert one.description == ensemble.description
+    assert load_as_one(study.checkpoints / "best_1").description["trial"] == 3
+    signal = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32)
+    answers = [model.predict(signal, 100.0, ["II", "V2"]) for model in (ensemble, one)]
+    np.testing.assert_allclose(*answers, atol=1e-6)
+    predictions = evaluate_checkpoint(ensemble, folder, tiny_store, tiny_recordings.labels, rows, "valid", ALONE)
+    described = export(one, folder, folder / "export", tiny_store, predictions, rows)
+    assert described["made_of"]["weights_sha256"] == digest_at(folder) == digest_of(ensemble.description["ensemble"])
+    assert described["checked"]["max_abs_difference_of_probabilities"] < 1e-4
 
 
 def test_an_ensemble_can_be_loaded_moved_and_asked_about_a_recording(study, tiny_store, tmp_path):

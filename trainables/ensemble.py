@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data.labels import Labels
 from data.store import Store
+from models.ensemble import Ensemble
 from trainables.checkpoint import (
     DESCRIPTION,
     Checkpoint,
@@ -40,7 +41,7 @@ MEMBERS = "ensemble"
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class EnsembleCheckpoint:
     """Trained classifiers with one contract.
 
     Attributes:
@@ -76,6 +77,35 @@ class Ensemble:
         return np.asarray(np.mean(answers, axis=0, dtype=np.float64), dtype=np.float32)
 
 
+def load_as_one(folder: Path) -> Checkpoint:
+    """Load a checkpoint whose classifier answers alone, whether the folder holds one model or an ensemble.
+
+    Raises:
+        StorageError, DataError: as `trainables.checkpoint.load`.
+    """
+    if not is_ensemble(folder):
+        return load(folder)
+    ensemble = load_ensemble(folder)
+    classifiers = [member.classifier for member in ensemble.members]
+    alone = [
+        part
+        for classifier in classifiers
+        for part in (classifier.alone() if isinstance(classifier, Ensemble) else [classifier])
+    ]
+    classifier = Ensemble(alone, ensemble.contract["label_kind"]).eval()
+    return Checkpoint(classifier, ensemble.run, ensemble.contract, ensemble.description)
+
+
+def digest_at(folder: Path) -> str:
+    """SHA-256 of what a checkpoint's folder answers from, one model or an ensemble.
+
+    Raises:
+        StorageError: if it holds no checkpoint.
+    """
+    members = read_description(folder).get(MEMBERS)
+    return weights_digest(folder) if members is None else digest_of(members)
+
+
 def is_ensemble(folder: Path) -> bool:
     """Whether a checkpoint's folder holds an ensemble.
 
@@ -85,7 +115,7 @@ def is_ensemble(folder: Path) -> bool:
     return MEMBERS in read_description(folder)
 
 
-def load_ensemble(folder: Path) -> Ensemble:
+def load_ensemble(folder: Path) -> EnsembleCheckpoint:
     """Load an ensemble: `load_ensemble("runs/.../checkpoints/ensemble").predict(signal_mv, 500, leads)`.
 
     Raises:
@@ -97,7 +127,7 @@ def load_ensemble(folder: Path) -> Ensemble:
     if MEMBERS not in description:
         raise StorageError(f"{folder} holds a single model: load it with trainables.checkpoint.load")
     members = tuple(load(folder / member["folder"]) for member in description[MEMBERS])
-    return Ensemble(members, description)
+    return EnsembleCheckpoint(members, description)
 
 
 def difference_between(descriptions: Sequence[Mapping[str, Any]]) -> str | None:
