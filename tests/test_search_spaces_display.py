@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from search_spaces.confirmation import SeedRun
 from search_spaces.display import MAX_ROWS, Display, chosen, duration
 from search_spaces.ledger import TrialRecord
 from search_spaces.quiet import quiet
@@ -21,6 +22,8 @@ METRIC = "val/auroc"
 
 class Books:
     """What a display reads of a ledger."""
+
+    things = "trials"
 
     def __init__(self, num_trials=4):
         self.trials, self.num_trials, self.device_seconds = {}, num_trials, 0.0
@@ -214,3 +217,8 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
         quiet(Console(), tmp_path / "file" / "ray.log"),
     ):
         pass
+
+
+def test_runs_of_a_confirmation_are_called_by_their_trial_and_seed():
+    assert TrialRecord(3, {}).name == "trial 3"
+    assert SeedRun(2_000_003, {}, trial=3, index=2, seed=77).name == "trial 3, seed 2"
