@@ -243,7 +243,7 @@ def finish(
     launch: Launch, ledger: Ledger, confirmation: Confirmation, study: StudyFolder, store: Store, console: Console
 ) -> int:
     """Evaluate and report what there is, and say where the report is."""
-    from reports.error_sheets import draw_mistakes
+    from reports.checkpoints.error_sheets import draw_mistakes
     from reports.evaluate import evaluate_study, probe_untrained
     from reports.index import refresh
     from reports.report import build
@@ -343,7 +343,7 @@ def evaluate(launch: Launch, console: Console) -> int:
 
 def artifacts(launch: Launch, console: Console) -> int:
     """Embeddings, their map, saliency and reconstructions of one or several checkpoints, on one page."""
-    from reports.artifacts import Source, make_artifacts
+    from reports.checkpoints.artifacts import Source, make_artifacts
     from trainables.ensemble import load_as_one
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers
@@ -376,9 +376,9 @@ def as_the_model_asks(launch: Launch, run: Run) -> Launch:
 
 def export(launch: Launch, console: Console) -> int:
     """Write a checkpoint as ONNX with all that must be done before and after it, checked against PyTorch on a fold."""
+    from reports.checkpoints.export import check_packages, rows_to_check
+    from reports.checkpoints.export import export as export_checkpoint
     from reports.evaluate import evaluate_checkpoint
-    from reports.export import check_packages, rows_to_check
-    from reports.export import export as export_checkpoint
     from trainables.ensemble import load_as_one
     from trainables.recordings import rows_of_fold
     from trainables.workers import Workers

@@ -4,7 +4,7 @@ Draws folds of patients with one to three records each and 20 classes: 5, 10, 20
 expected in a class, its AUROC is 0.7, 0.85, 0.93 or 0.97. Scores are binormal; a patient's records share half of their
 variance, and classes share some of it too. The true AUROC is known from the distance of the two normals, the true AUPRC
 from an integral over them at the class's share of positives. For every number of positives it tells in how many of the
-folds the interval of reports/intervals.py held the truth, for AUROC and AUPRC, per class and for means over classes
+folds the interval of intervals.py held the truth, for AUROC and AUPRC, per class and for means over classes
 (macro), and beside it the same of the percentile interval. The lowest coverage of the cells with 20 positives or more
 is held against 0.93, the highest against 0.97. Folds with ten classes of two positives each come last: there the mean's
 interval is compared with percentiles over resamples in which a lacking class counts as 0.5, as in published code.
@@ -92,7 +92,7 @@ def held_in(seeds: Iterable[int], num_resamples: int, cells: Sequence[tuple[int,
     """What held the truth, in the folds of some seeds."""
     import numpy as np
 
-    from reports.intervals import bootstrap
+    from reports.statistics.intervals import bootstrap
 
     truths = np.array([true_values(*cell, num_patients) for cell in cells])
     held: Held = Counter()
@@ -115,7 +115,7 @@ def held_with_rare(seeds: Iterable[int], num_resamples: int, num_patients: int) 
     """What held the true mean AUROC in folds with rare classes: our interval, and the one that counts 0.5."""
     import numpy as np
 
-    from reports.intervals import bootstrap
+    from reports.statistics.intervals import bootstrap
 
     held: Held = Counter()
     for seed in seeds:
@@ -138,7 +138,7 @@ def one_half_interval(
     """Percentiles of the mean AUROC over resamples of the patients, a class that a resample lacks counting as 0.5."""
     import numpy as np
 
-    from reports.discrimination import Ranking
+    from reports.statistics.discrimination import Ranking
 
     rng = np.random.default_rng(seed)
     num_patients = int(patients.max()) + 1
@@ -185,7 +185,7 @@ def count_mean(held: Held, found: Any, name: str, chosen: Any, truths: Any) -> N
 
 def percentiles(part: Any, row: int) -> Any:
     """The percentile interval of a mean, each class in its own valid resamples."""
-    from reports.intervals import percentile_interval
+    from reports.statistics.intervals import percentile_interval
 
     return percentile_interval(math.nan, part.macro[row])
 

@@ -149,8 +149,8 @@ def gain_of(method: str, seeds: list[Seed]) -> Gain:
     """The gain over all seeds of a method."""
     import numpy as np
 
-    from reports.discrimination import auroc
-    from reports.intervals import bootstrap
+    from reports.statistics.discrimination import auroc
+    from reports.statistics.intervals import bootstrap
 
     def resampled(seed: Seed, scores: Any) -> Any:
         return bootstrap(seed.targets, scores, seed.patients, num_resamples=NUM_RESAMPLES, seed=0).macro[0]

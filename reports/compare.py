@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import Predictions, Study, at_path, read_study, why_not_comparable
 from reports.html import templates
-from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
 from reports.methods import method_of
 from reports.metrics import figures_of_split, summary_of
 from reports.provenance import provenance
 from reports.report import put
 from reports.sections.trials import outcomes
+from reports.statistics.discrimination import Floats, auroc, average_precision
+from reports.statistics.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
 
 PLACES = (
     "command",

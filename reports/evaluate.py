@@ -24,8 +24,8 @@ from data.splits import Rows
 from data.store import Store
 from models.classifier import Classifier
 from models.encoder import Encoder
-from reports.choices import probed_trials
 from reports.folder import ATTRIBUTES, ENSEMBLE, MADE_BY, PREDICTIONS, UNTRAINED, read_study
+from reports.search.choices import probed_trials
 from trainables.checkpoint import DESCRIPTION, Checkpoint, load, read_description, weights_digest
 from trainables.ensemble import MEMBERS, EnsembleCheckpoint, difference_between, digest_of, make_ensemble
 from trainables.files import write_atomically

@@ -154,11 +154,11 @@ class Study:
     untrained: dict[str, Any] = field(default_factory=dict)
     """The content of UNTRAINED; empty where no encoder has been probed."""
     errors: dict[str, Any] = field(default_factory=dict)
-    """The list of drawn mistakes (reports.error_sheets); empty where none was drawn."""
+    """The list of drawn mistakes (reports.checkpoints.error_sheets); empty where none was drawn."""
     folder: Path | None = None
     """Where all this was read from."""
     journal: Path | None = None
-    """Optuna's journal, which may be missing or damaged: only `reports.importance` reads it."""
+    """Optuna's journal, which may be missing or damaged: only `reports.search.importance` reads it."""
     problems: tuple[str, ...] = ()
     """What could not be read, or must not be shown, and why; a sentence each, without the folder's path."""
     refused: frozenset[str] = frozenset()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.discrimination import auroc, average_precision
 from reports.folder import Predictions, Study
+from reports.statistics.discrimination import auroc, average_precision
 from reports.words import DASH, figure, listed
 
 SCORES = {"auroc_macro": auroc, "average_precision_macro": average_precision}

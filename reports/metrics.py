@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from reports import folds
-from reports.calibration import calibration
-from reports.choices import Comparison, Unknown, compare, tables
-from reports.confirmation import confirmation
-from reports.delong import crosscheck
-from reports.discrimination import Floats, auroc, average_precision
 from reports.folder import Predictions, Study, at_path
-from reports.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap, micro
 from reports.mistakes import figures_of_mistakes
-from reports.operating_points import operating_points_of
-from reports.protocols import named_protocol
 from reports.provenance import provenance
-from reports.published import published
-from reports.searching import searching
-from reports.subgroups import subgroups
+from reports.search.choices import Comparison, Unknown, compare, tables
+from reports.search.confirmation import confirmation
+from reports.search.searching import searching
+from reports.statistics.calibration import calibration
+from reports.statistics.delong import crosscheck
+from reports.statistics.discrimination import Floats, auroc, average_precision
+from reports.statistics.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap, micro
+from reports.statistics.operating_points import operating_points_of
+from reports.statistics.protocols import named_protocol
+from reports.statistics.published import published
+from reports.statistics.subgroups import subgroups
 
 SPLITS = ("test", "valid")
 
@@ -224,7 +224,7 @@ def _importance(study: Study, comparison: Comparison, *, seed: int) -> dict[str,
     if not any(trial.params for trial in study.trials):
         return {"reason": "nothing was searched"}
     try:
-        from reports.importance import importance
+        from reports.search.importance import importance
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from reports.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
 from reports.report import build
+from reports.statistics.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
 
 PAGE = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text(encoding="utf-8")
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.decomposition import PCA
 
-from reports.artifacts import Source, embeddings_of, make_artifacts
-from reports.embedding_map import groups_of, neighbours_map, principal_components, scatter
-from reports.error_sheets import seen
-from reports.reconstruction import reconstructed
+from reports.checkpoints.artifacts import Source, embeddings_of, make_artifacts
+from reports.checkpoints.embedding_map import groups_of, neighbours_map, principal_components, scatter
+from reports.checkpoints.error_sheets import seen
+from reports.checkpoints.reconstruction import reconstructed
 from trainables.checkpoint import keep_run, load
 from trainables.loops import train
 from trainables.state import PRETEXT, TrainState

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torchmetrics.functional.classification import binary_calibration_error
 
-from reports.bins import NUM_BINS, EqualMass, equal_width, width_sums, wilson
+from reports.statistics.bins import NUM_BINS, EqualMass, equal_width, width_sums, wilson
 
 
 def drawn(seed, num_records=400, num_classes=3):

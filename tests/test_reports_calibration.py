@@ -12,11 +12,11 @@ from scipy.special import expit, softmax
 from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from reports.bins import NUM_BINS
-from reports.calibration import Answers, Resampled, label_kind, of_model
 from reports.folder import Predictions, Study
-from reports.resamples import patient_resamples
-from reports.temperature import rescaled
+from reports.statistics.bins import NUM_BINS
+from reports.statistics.calibration import Answers, Resampled, label_kind, of_model
+from reports.statistics.resamples import patient_resamples
+from reports.statistics.temperature import rescaled
 
 CLASSES = ("NORM", "MI", "CD")
 

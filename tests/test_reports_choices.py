@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from reports.choices import Unknown, compare, probed_trials, tables
 from reports.folder import UNTRAINED, read_study
 from reports.report import build
+from reports.search.choices import Unknown, compare, probed_trials, tables
 
 METHODS = {"choice": ["mae", "simclr", "jepa"]}
 TRIALS = [  # method, state, the objective after each epoch: two of pre-training, then fine-tuning

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm, rankdata
 
-from reports.delong import delong, differs_notably, midranks
+from reports.statistics.delong import delong, differs_notably, midranks
 
 
 def covariance_in_loops(targets, models):

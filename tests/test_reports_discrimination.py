@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from reports.discrimination import Ranking, auroc, average_precision
+from reports.statistics.discrimination import Ranking, auroc, average_precision
 
 
 @st.composite

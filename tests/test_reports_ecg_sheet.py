@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.record import LEADS
-from reports.ecg_sheet import AGAINST, FOR, LIMIT_MM, STEP_MM, draw, layout_of, legend_for, thinned
+from reports.checkpoints.ecg_sheet import AGAINST, FOR, LIMIT_MM, STEP_MM, draw, layout_of, legend_for, thinned
 
 SVG = "{http://www.w3.org/2000/svg}"
 RATE = 100.0

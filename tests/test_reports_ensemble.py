@@ -74,7 +74,7 @@ def test_its_row_stands_in_the_report_with_a_paired_difference_and_no_more_model
 
 def test_an_ensemble_as_one_classifier_answers_alike_and_can_be_exported(study, tiny_store, tiny_recordings):
     pytest.importorskip("onnxruntime", reason="needs the extra export")
-    from reports.export import export
+    from reports.checkpoints.export import export
 
     evaluate(study, tiny_store)
     folder, rows = study.checkpoints / "ensemble", tiny_recordings.split.valid

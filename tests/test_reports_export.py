@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import reports.export
 from models.attention_pool import AttentionPooled
 from models.classifier import Classifier
 from models.mlae import MLAEEncoder
@@ -21,8 +20,9 @@ from models.signal_vit import SignalViT
 from models.st_mem import STMEMEncoder
 from models.vit import ViT1d
 from models.xresnet import XResNet1d
+from reports.checkpoints import export as export_module
+from reports.checkpoints.export import ExportError, export, rows_to_check, write_graph
 from reports.evaluate import table
-from reports.export import ExportError, export, rows_to_check, write_graph
 from trainables.checkpoint import load
 from trainables.workers import Workers
 
@@ -131,9 +131,9 @@ def test_a_graph_that_answers_otherwise_is_refused_and_leaves_nothing(kept, tiny
 
 
 def test_what_is_missing_to_export_is_named(monkeypatch):
-    monkeypatch.setattr(reports.export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ExportError, match="command=export needs onnxscript: pip install"):
-        reports.export.check_packages()
+        export_module.check_packages()
 
 
 def test_many_records_are_checked_on_equally_spaced_ones():

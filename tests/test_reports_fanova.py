@@ -11,9 +11,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sklearn.ensemble import RandomForestRegressor
 
-from reports import fanova as module
-from reports.fanova import NUM_TREES, fanova
-from reports.importance import _AsStudy
+from reports.search import fanova as module
+from reports.search.fanova import NUM_TREES, fanova
+from reports.search.importance import _AsStudy
 
 LINEAR = {"a": FloatDistribution(-1.0, 1.0), "b": FloatDistribution(0.0, 10.0), "c": FloatDistribution(2.0, 3.0)}
 

@@ -12,9 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from reports.importance import MIN_TRIALS, divergences, read_journal
-from reports.ped_anova import Grids
 from reports.report import build
+from reports.search.importance import MIN_TRIALS, divergences, read_journal
+from reports.search.ped_anova import Grids
 from search_spaces.journal import open_study
 
 SPACE = {
@@ -81,8 +81,8 @@ def reported(folder, **settings):
 
 @pytest.fixture(autouse=True)
 def _quick_and_quiet(monkeypatch):
-    monkeypatch.setattr("reports.importance.NUM_RESAMPLES", 20)
-    monkeypatch.setattr("reports.importance.NUM_SHUFFLINGS", NUM_SHUFFLINGS)
+    monkeypatch.setattr("reports.search.importance.NUM_RESAMPLES", 20)
+    monkeypatch.setattr("reports.search.importance.NUM_SHUFFLINGS", NUM_SHUFFLINGS)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -290,7 +290,7 @@ def test_a_journal_that_cannot_be_read_is_a_reason_and_the_rest_of_the_report_st
 def test_without_optuna_the_report_is_made_and_says_what_is_missing(tmp_path, monkeypatch):
     write_study(tmp_path, drawn(10), lambda params, _: by_lr(params))
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "reports.importance")
+    monkeypatch.delitem(sys.modules, "reports.search.importance")
     found, page = reported(tmp_path)
     assert found == {"reason": "Optuna, which computes it, is not installed where this report was made"}
     assert "is not installed where this report was made" in page

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm
 
-from reports import influence as module
-from reports.delong import delong
-from reports.discrimination import Ranking
-from reports.influence import influence, placement_variance
+from reports.statistics import influence as module
+from reports.statistics.delong import delong
+from reports.statistics.discrimination import Ranking
+from reports.statistics.influence import influence, placement_variance
 
 
 @st.composite

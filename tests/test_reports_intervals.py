@@ -6,8 +6,8 @@ from scipy.special import expit, logit
 from scipy.stats import t
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from reports import intervals
-from reports.intervals import Interval, bootstrap, logit_interval, micro
+from reports.statistics import intervals
+from reports.statistics.intervals import Interval, bootstrap, logit_interval, micro
 
 
 def simulated(num_patients, *, num_classes=2, gap=1.0, most_records=3, seed=0):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from reports.error_sheets import draw_mistakes
+from reports.checkpoints.error_sheets import draw_mistakes
 from reports.evaluate import evaluate_study
 from reports.folder import Predictions, read_study
 from reports.mistakes import figures_of_mistakes, mistakes, table_of
@@ -152,7 +152,7 @@ def test_what_goes_wrong_while_drawing_is_told_and_stops_nothing(evaluated, tiny
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("reports.error_sheets.attribution", fail)
+    monkeypatch.setattr("reports.checkpoints.error_sheets.attribution", fail)
     assert draw_in(evaluated, tiny_store) == 0
     assert f"were not drawn: {error}." in build(evaluated.path, num_resamples=5).read_text()
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import fbeta_score, jaccard_score, precision_score, recall_score, roc_curve
 
 from reports.folder import Predictions
-from reports.operating_points import Rule, label_weights, operating_points, threshold
+from reports.statistics.operating_points import Rule, label_weights, operating_points, threshold
 
 
 def predictions(targets, scores, split="test", patients=None):

@@ -1,7 +1,7 @@
 """What the report says of how a study ran."""
 
 from reports.folder import Study, Trial
-from reports.operation import operation
+from reports.search.operation import operation
 
 
 def study(*events, failed=None):

@@ -8,8 +8,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from reports.importance import BEST_SHARE, _divergences, _valued, divergences
-from reports.ped_anova import Grids
+from reports.search.importance import BEST_SHARE, _divergences, _valued, divergences
+from reports.search.ped_anova import Grids
 
 SPACE = {
     "lr": FloatDistribution(1e-5, 1e-2, log=True),

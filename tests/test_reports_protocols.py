@@ -3,8 +3,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from reports.folder import Predictions, Study
-from reports.intervals import _resamples
-from reports.protocols import named_protocol, ptb_xl_benchmark
+from reports.statistics.intervals import _resamples
+from reports.statistics.protocols import named_protocol, ptb_xl_benchmark
 
 
 def fold(num_rare=2):

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from reports.folder import Study
-from reports.published import TABLE, published
+from reports.statistics.published import TABLE, published
 
 
 def study(*, data="ptb_xl", labels="superdiagnostic", kind="multilabel", **of_data):

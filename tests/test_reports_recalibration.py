@@ -6,7 +6,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from reports.recalibration import CLIP, intercept, logit, slope
+from reports.statistics.recalibration import CLIP, intercept, logit, slope
 
 
 def drawn(seed, num_records=300, stretch=0.7, shift=-0.4, num_patients=None):

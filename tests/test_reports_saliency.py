@@ -12,7 +12,14 @@ from models.s4d import S4D
 from models.signal_vit import SignalViT
 from models.st_mem import STMEMEncoder
 from models.vit import ViT1d
-from reports.saliency import TOLERANCE, along_record, attention_rollout, attribution, integrated_gradients, smoothed
+from reports.checkpoints.saliency import (
+    TOLERANCE,
+    along_record,
+    attention_rollout,
+    attribution,
+    integrated_gradients,
+    smoothed,
+)
 
 INPUT = {"leads": ("I", "II", "V2"), "num_samples": 240, "sampling_rate_hz": 100.0, "size": "laptop"}
 PATCHES = {**INPUT, "patch_duration_s": 0.3}

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.cost import cost
-from reports.failures import failures
 from reports.folder import Epoch, Study, Trial
-from reports.history import history
-from reports.rungs import rungs_of, scheduling
-from reports.searching import searching
-from reports.timeline import timeline
+from reports.search.cost import cost
+from reports.search.failures import failures
+from reports.search.history import history
+from reports.search.rungs import rungs_of, scheduling
+from reports.search.searching import searching
+from reports.search.timeline import timeline
 from search_spaces import schedulers
 from trainables.settings import Task
 

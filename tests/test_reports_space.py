@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports.charts import Axis
-from reports.choices import Comparison
 from reports.folder import Epoch, Study, Trial
 from reports.html import render
 from reports.metrics import figures
 from reports.planes import Plane, hours, numbers
-from reports.space import MIN_FOR_MAP, choices_of, parameter_of, searched
+from reports.search.choices import Comparison
+from reports.search.space import MIN_FOR_MAP, choices_of, parameter_of, searched
 
 SPACE = {
     "lr": {"log_uniform": [1e-4, 1e-2]},

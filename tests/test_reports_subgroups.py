@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from reports.folder import ATTRIBUTES, Predictions, Study
-from reports.resamples import patient_resamples
-from reports.subgroups import DIMENSIONS, ENOUGH_PATIENTS, UNKNOWN, groups_of, subgroups
+from reports.statistics.resamples import patient_resamples
+from reports.statistics.subgroups import DIMENSIONS, ENOUGH_PATIENTS, UNKNOWN, groups_of, subgroups
 
 CLASSES = ("NORM", "MI", "RARE")
 AGES = [0.0, 17.9, 18.0, 39.9, 40.0, 64.0, 65.0, 75.0, 85.0, 90.0, 300.0, np.nan, -1.0]

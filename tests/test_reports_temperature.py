@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 
-from reports.temperature import fitted, negative_log_likelihood, rescaled
+from reports.statistics.temperature import fitted, negative_log_likelihood, rescaled
 
 KINDS = ("multilabel", "single_label")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from reports.charts import Axis
-from reports.choices import METHODS
 from reports.folder import Study
+from reports.search.choices import METHODS
 from reports.words import epoch_compared
 
 

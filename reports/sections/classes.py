@@ -6,7 +6,7 @@ from typing import Any
 
 from reports.charts import Axis, interval_axis
 from reports.folder import Study
-from reports.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
+from reports.statistics.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
 from reports.words import DASH, MODELS
 
 FEW_PATIENTS = ENOUGH_PATIENTS

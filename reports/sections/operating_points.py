@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reports.folder import Study
-from reports.operating_points import MEASURES
+from reports.statistics.operating_points import MEASURES
 
 NAMES = {"sensitivity": "Sensitivity", "specificity": "Specificity", "ppv": "PPV", "npv": "NPV", "f1": "F1"}
 CRITERIA = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reports.folder import Study
-from reports.operation import operation
+from reports.search.operation import operation
 
 
 def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:

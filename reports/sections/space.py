@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from reports.charts import Axis
-from reports.choices import written
 from reports.folder import Study
 from reports.planes import SPAN, Plane, places
-from reports.space import Parameter
+from reports.search.choices import written
+from reports.search.space import Parameter
 from reports.words import epoch_compared, figure, short
 
 MOST_AXES = 12

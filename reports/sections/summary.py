@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from reports import confirmation, folds
-from reports.confirmation import how_chosen
+from reports import folds
 from reports.folder import Study
+from reports.search import confirmation
+from reports.search.confirmation import how_chosen
 from reports.sections.models import model_rows
 from reports.sections.trials import outcomes
 from reports.words import DASH, NAMES_IN_TEXT, compared, counted, figure, listed

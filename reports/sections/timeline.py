@@ -6,8 +6,8 @@ from typing import Any
 
 from reports.charts import Axis, kind_of
 from reports.folder import Study
-from reports.operation import CAUSES
 from reports.planes import Plane, hours
+from reports.search.operation import CAUSES
 from reports.words import duration
 
 HEIGHTS = ((12, 16), (40, 9), (10**9, 4))

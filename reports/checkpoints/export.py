@@ -308,7 +308,7 @@ def _of_report(source: Path) -> dict[str, Any]:
 
 def _readme(described: dict[str, Any]) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parents[1] / "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reports.choices import Unknown, compare
-from reports.cost import cost
-from reports.failures import failures
 from reports.folder import Study
-from reports.history import history
-from reports.rungs import scheduling
-from reports.space import searched
-from reports.timeline import timeline
+from reports.search.choices import Unknown, compare
+from reports.search.cost import cost
+from reports.search.failures import failures
+from reports.search.history import history
+from reports.search.rungs import scheduling
+from reports.search.space import searched
+from reports.search.timeline import timeline
 
 
 def searching(study: Study, importance: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.discrimination import Floats
+from reports.statistics.discrimination import Floats
 
 _CHUNK_NUMBERS = 1 << 18
 """Weights held at once, records times resamples of a chunk: 2 MiB."""

@@ -1,6 +1,6 @@
 """Where in the space the trials lay and how they did there: what slices, the map and parallel coordinates show.
 
-All trials are compared by their value at one epoch (`reports.choices.compare`), those that were stopped later included.
+All trials are compared by their value at one epoch (`choices.compare`), those that were stopped later included.
 Nothing is interpolated: the map shows means of the trials in each of its cells, and leaves a cell without trials empty.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reports.choices import Comparison, same, written
 from reports.folder import RANGES, Study
+from reports.search.choices import Comparison, same, written
 
 BEST_SHARE = 0.1
 """The share of the compared trials that is drawn as the best."""

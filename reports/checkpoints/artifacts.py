@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from data.labels import Labels
 from data.store import Store
-from reports.ecg_sheet import draw, legend_for
-from reports.embedding_map import groups_of, neighbours_map, principal_components, scatter
-from reports.error_sheets import Seen, band_of, seen
+from reports.checkpoints.ecg_sheet import draw, legend_for
+from reports.checkpoints.embedding_map import groups_of, neighbours_map, principal_components, scatter
+from reports.checkpoints.error_sheets import Seen, band_of, seen
+from reports.checkpoints.reconstruction import reconstructed
+from reports.checkpoints.saliency import along_record, attention_rollout, attribution, patches_of, smoothed
 from reports.evaluate import evaluate_checkpoint
-from reports.reconstruction import reconstructed
-from reports.saliency import along_record, attention_rollout, attribution, patches_of, smoothed
 from trainables.checkpoint import Checkpoint
 from trainables.ensemble import digest_at
 from trainables.files import write_atomically
@@ -84,7 +84,7 @@ def make_artifacts(sources: Sequence[Source], *, name: str, num_records: int, wo
             view["checkpoint"] = "/".join(source.folder.absolute().parts[-3:])
     page = sources[0].folder / "artifacts" / name / PAGE
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parents[1] / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

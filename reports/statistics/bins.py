@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import ndtri
 
-from reports.discrimination import Floats
-from reports.intervals import CONFIDENCE
+from reports.statistics.discrimination import Floats
+from reports.statistics.intervals import CONFIDENCE
 
 NUM_BINS = 15
 """As in Guo et al. 2017 (arXiv:1706.04599) and by default in torchmetrics."""

@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 
-from reports.discrimination import Floats
+from reports.statistics.discrimination import Floats
 
 MAX_CELLS = 50
 LEAST_SIGMA = 0.5 / 1.64

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.discrimination import Floats
+from reports.statistics.discrimination import Floats
 
 if TYPE_CHECKING:
     from reports.metrics import Scored

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from reports.cost import ending
 from reports.folder import Study, Trial
-from reports.operation import CAUSES
+from reports.search.cost import ending
+from reports.search.operation import CAUSES
 
 SAID = {
     "non_finite": "the loss or the searched metric was not a number",

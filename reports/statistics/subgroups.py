@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reports.discrimination import Floats, Ranking, auroc
 from reports.folder import Predictions, Study, at_path
-from reports.intervals import CONFIDENCE, Interval, bootstrap
-from reports.resamples import patient_resamples
+from reports.statistics.discrimination import Floats, Ranking, auroc
+from reports.statistics.intervals import CONFIDENCE, Interval, bootstrap
+from reports.statistics.resamples import patient_resamples
 
 ENOUGH_PATIENTS = 10
 """Positive patients, and negative ones, below which a class of a group is marked, and compared with nothing."""

@@ -22,11 +22,11 @@ from data.record import DataError
 from data.store import Store
 from data.transforms import n_crop_starts, standardize
 from models.classifier import Classifier
-from reports.ecg_sheet import draw, legend_for
+from reports.checkpoints.ecg_sheet import draw, legend_for
+from reports.checkpoints.saliency import attribution, smoothed
 from reports.evaluate import maker_of
 from reports.folder import PREDICTIONS, read_predictions
 from reports.mistakes import Mistake, mistakes, table_of
-from reports.saliency import attribution, smoothed
 from trainables.checkpoint import Checkpoint, load, weights_digest
 from trainables.files import StorageError, write_atomically, writing_to
 from trainables.recordings import open_recordings

@@ -4,7 +4,7 @@ n records, I patients, K classes, R resamples. Patients are what is drawn, with 
 of one patient are not two independent findings.
 
 AUROC and AUPRC get a t interval on the logit scale. Its variance is the sum of the patients' squared influences
-(reports/influence.py): what the variance of a bootstrap over patients tends to with the number of resamples, and for
+(influence.py): what the variance of a bootstrap over patients tends to with the number of resamples, and for
 the AUROC that of Obuchowski 1997 (Biometrics 53:567-578). The logit keeps it within 0 and 1 (Pepe 2003, The Statistical
 Evaluation of Medical Tests, sec. 5.2), degrees of freedom after Satterthwaite say from how few patients the variance is
 known, and an AUPRC is moved down by its bootstrap bias (Efron and Tibshirani 1993, ch. 10). It was chosen by
@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from reports.discrimination import Floats, Ranking
-from reports.influence import Influence, influence
+from reports.statistics.discrimination import Floats, Ranking
+from reports.statistics.influence import Influence, influence
 
 METRICS = ("auroc", "auprc")
 CONFIDENCE = 0.95

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from reports.folder import Predictions, Study
-from reports.intervals import bootstrap
+from reports.statistics.intervals import bootstrap
 
 PTB_XL_BENCHMARK = "ptb_xl_benchmark"
 CONFIDENCE = 0.9

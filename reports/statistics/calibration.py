@@ -1,7 +1,7 @@
 """Whether probabilities are what they say: of the records that are given 0.3, three in ten are to be positive.
 
 n records, K classes, R resamples. Every figure is given for the probabilities as the model answers them and again with
-the one temperature that fits the validation fold best (`reports.temperature`). The test fold takes no part in the fit.
+the one temperature that fits the validation fold best (temperature.py). The test fold takes no part in the fit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.bins import NUM_BINS, EqualMass, equal_width, width_sums, wilson
-from reports.discrimination import Floats
 from reports.folder import Predictions, Study, at_path
-from reports.intervals import CONFIDENCE, Interval
-from reports.recalibration import CLIP, intercept, slope
-from reports.resamples import patient_resamples
-from reports.temperature import fitted, negative_log_likelihood, rescaled
+from reports.statistics.bins import NUM_BINS, EqualMass, equal_width, width_sums, wilson
+from reports.statistics.discrimination import Floats
+from reports.statistics.intervals import CONFIDENCE, Interval
+from reports.statistics.recalibration import CLIP, intercept, slope
+from reports.statistics.resamples import patient_resamples
+from reports.statistics.temperature import fitted, negative_log_likelihood, rescaled
 
 NUM_SIMULATIONS = 200
 """Of labels that the probabilities are right about, for the error that chance alone makes."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri
 
-from reports.discrimination import Floats
-from reports.intervals import CONFIDENCE, Interval
+from reports.statistics.discrimination import Floats
+from reports.statistics.intervals import CONFIDENCE, Interval
 
 CLIP = 2.0**-24
 """Probabilities are kept this far from 0 and 1 before their logit is taken; no float32 but 1 lies closer to 1."""

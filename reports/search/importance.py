@@ -1,10 +1,10 @@
 """How much each searched parameter had to do with how a trial did: PED-ANOVA and fANOVA, at one epoch.
 
-PED-ANOVA asks what sets the best trials apart, fANOVA what makes values differ anywhere in the space (reports.fanova).
+PED-ANOVA asks what sets the best trials apart, fANOVA what makes values differ anywhere in the space (fanova.py).
 
 Optuna's evaluators take completed trials with their final values. Under a scheduler that stops trials early these are a
 few, and the ones that it chose; so trials are compared at one epoch that nearly all of them reached
-(`reports.choices.compare`), and those that were completed by their final values beside it, where they are enough.
+(`choices.compare`), and those that were completed by their final values beside it, where they are enough.
 
 Shares add up to 1 even where nothing matters. Two guards stand beside each: an interval over resamples of the trials,
 and how often values shuffled among the trials give the parameter as much.
@@ -32,11 +32,11 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from reports.choices import Comparison, Unknown
-from reports.fanova import NUM_TREES, fanova, missing
 from reports.folder import Study
-from reports.intervals import CONFIDENCE
-from reports.ped_anova import Grids
+from reports.search.choices import Comparison, Unknown
+from reports.search.fanova import NUM_TREES, fanova, missing
+from reports.search.ped_anova import Grids
+from reports.statistics.intervals import CONFIDENCE
 
 BEST_SHARE = 0.2
 """A trial is among the best if it is in this share of them. Optuna's default of 0.1 leaves 3 trials of 30, where its

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from reports.discrimination import Floats
+from reports.statistics.discrimination import Floats
 
 NUM_TREES = 64
 """As many as Optuna grows."""

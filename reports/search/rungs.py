@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from reports.folder import Study, Trial
-from reports.history import ends
+from reports.search.history import ends
 
 Results = Iterable[tuple[int, int, float]]
 """(trial, epoch, value) as they came, greater values being better."""

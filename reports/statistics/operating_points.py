@@ -6,7 +6,7 @@ where nothing is chosen any more. A record is called positive where its probabil
 The intervals are over the test patients with the threshold held fixed: they say how far the value could have come out
 otherwise with other test patients, not what another validation fold would have chosen. All measures are ratios of sums
 over patients, so each patient's influence is plain arithmetic and the interval is the t interval on the logit scale of
-`reports.intervals`. A share of 0 or 1 gets the exact bound: 10 of 10 found is no proof that all will be.
+`reports.statistics.intervals`. A share of 0 or 1 gets the exact bound: 10 of 10 found is no proof that all will be.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.discrimination import Floats
 from reports.folder import Predictions, Study
-from reports.intervals import logit_interval, mean_variance
+from reports.statistics.discrimination import Floats
+from reports.statistics.intervals import logit_interval, mean_variance
 
 Criterion = Literal["f1", "youden", "sensitivity", "g_beta"]
 MEASURES = ("sensitivity", "specificity", "ppv", "npv", "f1")
@@ -234,7 +234,7 @@ def _share(above: Floats, below: Floats) -> _Share:
         return _Share(np.nan, np.zeros(len(below)), 1.0, 0)
     value = float(above.sum() / below.sum())
     influence = (above - value * below) / below.sum() * np.sqrt(size / max(size - 1, 1))
-    if np.abs(influence).max() < 1e-15:  # nothing scatters: as in reports.influence
+    if np.abs(influence).max() < 1e-15:  # nothing scatters: as in reports.statistics.influence
         smoothed = (size * value + 1) / (size + 2)
         influence[np.flatnonzero(below)[0]] = np.sqrt(smoothed * (1 - smoothed) / size)
     square = float(np.sum(influence**2))

@@ -6,7 +6,7 @@ from typing import Any
 
 from reports.charts import outcome
 from reports.folder import Study
-from reports.timeline import Clock, moment
+from reports.search.timeline import Clock, moment
 
 
 def history(study: Study) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, owens_t
 
-from reports.discrimination import Floats
+from reports.statistics.discrimination import Floats
 
 PRIOR_PATIENTS = 1
 """As how many patients the binormal model's variance of an AUROC counts; docs/statistics.md says what it brings."""

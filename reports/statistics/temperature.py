@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, log_softmax, softmax
 
-from reports.discrimination import Floats
-from reports.recalibration import CLIP, logit
+from reports.statistics.discrimination import Floats
+from reports.statistics.recalibration import CLIP, logit
 
 LOWEST, HIGHEST = 0.01, 100.0
 """Beyond these a temperature means that there is none: the likelihood rises for ever."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.masked_autoencoder import MaskedAutoencoder
-from reports.error_sheets import Seen
+from reports.checkpoints.error_sheets import Seen
 from trainables.files import StorageError, read_tensors
 from trainables.pretrain import build_pretext
 from trainables.settings import Run

@@ -1,0 +1,1 @@
+"""What is made of kept models: drawings, embeddings, exports. Needs torch."""

@@ -1,0 +1,1 @@
+"""What the search did: figures over trials and events."""
