@@ -75,9 +75,11 @@ def _mark(outcome: str) -> str:
 def _last_gain(study: Study, found: dict[str, Any]) -> str:
     """When the search last got better, in words."""
     ended = [row for row in found["trials"] if row["outcome"] not in ("running",)]
-    best = next((row for row in ended if row["trial"] == found["best"]), None)
-    if best is None or best["value"] is None:
+    completed = [row for row in ended if row["outcome"] == "complete" and row["value"] is not None]
+    if not completed:
         return "No trial has run to its end yet."
+    sign = 1 if study.maximizes else -1  # a confirmation may have chosen another one than the best
+    best = max(completed, key=lambda row: sign * float(row["value"]))
     after = sum(row["trial"] > best["trial"] for row in ended)
     said = f"The best value, {figure(best['value'], 4)}, is trial {best['trial']}’s; {counted(after, 'trial')} after it"
     return f"{said} did not get past it." if after else f"{said.rpartition(';')[0]}, the last one."
