@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from ray.exceptions import RayError
 
-from trainables.nodes import hosts, living, placement_groups
+from trainables.nodes import free_orphaned_groups, hosts, living, placement_groups
 from trainables.study import StudyFolder
 
 GRACE_S = 30.0
@@ -59,10 +59,12 @@ class Sentinel:
 
     Args:
         study: in whose events the outcome is written down.
+        gangs: whether trials are gangs, whose placement groups can outlive a killed process.
     """
 
-    def __init__(self, study: StudyFolder) -> None:
+    def __init__(self, study: StudyFolder, *, gangs: bool = False) -> None:
         self._study = study
+        self._gangs = gangs
         self._lock = threading.Lock()
         self._held: dict[int, set[Thing]] = {}
         self._kept: set[Thing] = set()
@@ -140,6 +142,8 @@ class Sentinel:
         with self._lock:
             wanted = set(self._going) - self._left
         try:
+            if self._gangs and (freed := free_orphaned_groups()):
+                logger.info("freed what killed processes of gangs had reserved: placement groups %s", sorted(freed))
             there = self._there(wanted)
         except RayError:  # the cluster does not answer now
             there = wanted

@@ -393,7 +393,7 @@ def run_trials(
         gang = {"num_workers": cluster.workers_per_trial, "placement": cluster.placement}
         return {**assignment.to_config(), **gang, "avoid_nodes": sorted(places.avoided)}
 
-    trouble, sentinel = Trouble(), Sentinel(ledger.folder)
+    trouble, sentinel = Trouble(), Sentinel(ledger.folder, gangs=not places.reuses_processes)
     following, room = LedgerScheduler(ledger, trouble, on_change, places, sentinel), places.room
     if scheduler.name == "pbt" and isinstance(
         ledger, Ledger

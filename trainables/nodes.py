@@ -8,7 +8,10 @@ from typing import Any
 
 import psutil
 import ray
-from ray.util import placement_group_table
+from ray import ActorID, PlacementGroupID
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 
 def holding() -> dict[str, Any]:
@@ -59,6 +62,30 @@ def living(actors: Collection[str]) -> set[str]:
     Asked of the cluster's own table: what Ray's public functions for it ask, the dashboard, may not run.
     """
     return {actor for actor in actors if ray._private.state.actors(actor).get("State", "DEAD") != "DEAD"}
+
+
+def free_orphaned_groups() -> set[str]:
+    """Remove the placement groups of this job whose makers, actors, have died since; say which.
+
+    Ray keeps such a group until the job ends, too. A gang's is made by an actor of Train, whose own watcher hears of it
+    a moment later and may die with its machine: what the group holds would be lost to the search, and two gangs that
+    wait for it would wait for ever. Ray has no public function that says who made a group.
+    """
+    job, nobody = ray.get_runtime_context().get_job_id(), ActorID.nil().hex()
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    groups = map(PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+    orphaned = {
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_actor_dead
+        and group.creator_actor_id.hex() != nobody
+        and group.creator_job_id.hex() == job
+        and not group.is_detached
+        and group.state != PlacementGroupTableData.REMOVED
+    }
+    for name in orphaned:
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+    return orphaned
 
 
 def placement_groups() -> set[str]:
