@@ -204,9 +204,9 @@ class Evaluate(Settings):
     """Of F-beta and G-beta, where the data set's convention asks for them (2 on CPSC2018); null shows neither."""
     protocol: Literal["ptb_xl_benchmark"] | None = None
     """A published protocol whose figure is shown too, so that it stands beside the literature's."""
-    cost_per_device_hour: float | None = Field(ge=0)
+    cost_per_device_hour: float | None = Field(default=None, ge=0)
     """The report multiplies it with the device-hours; None: no cost is shown."""
-    currency: str
+    currency: str = "EUR"
     num_mistakes: int = Field(default=2, ge=0)
     """The most confident mistakes on the test fold that are drawn, of each class and kind."""
 
@@ -241,7 +241,10 @@ UNCHANGED_BY = {"name", "root", "store_dir", "download", "max_unreadable_share"}
 
 
 class Launch(Settings):
-    """One command line, resolved."""
+    """One command line, resolved.
+
+    A key that studies of earlier versions do not have needs a default, else they cannot be resumed.
+    """
 
     command: Command
     study_dir: str
@@ -254,8 +257,8 @@ class Launch(Settings):
     """A folder; several for command=artifacts."""
     weights: str | None
     mapping: str | None
-    study_dirs: list[str] | None = Field(min_length=2)
-    port: int | None = Field(ge=0, le=65535)
+    study_dirs: list[str] | None = Field(default=None, min_length=2)
+    port: int | None = Field(default=None, ge=0, le=65535)
     seed: int = Field(ge=0)
     search: Search
     space: dict[str, Any]

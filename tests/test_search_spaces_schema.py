@@ -39,6 +39,11 @@ def refusal(*arguments):
     return str(caught.value)
 
 
+def test_a_study_of_the_version_before_goes_on_as_todays_same_line():
+    frozen = yaml.safe_load((ROOT / "tests" / "golden" / "study_0_1_0.yaml").read_text())
+    assert checked(frozen).identity() == launch("data=synthetic", "scale=laptop").identity()
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
