@@ -372,6 +372,8 @@ def without_places(settings: Launch | Run) -> dict[str, Any]:
     del task["encoder"]
     if task["folds"] == 1:
         del task["folds"]  # as studies of earlier versions have it
+    if data["subsample_seed"] is None:
+        del data["subsample_seed"]
     return {"data": {key: value for key, value in data.items() if key not in UNCHANGED_BY}, "task": task}
 
 

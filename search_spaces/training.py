@@ -138,9 +138,12 @@ def check_same_run(folder: Path, launch: Launch, run: Run, store_hash: str) -> N
     now = {**tree, **without_places(run), "search": search, "store": store_hash}
     path = folder / "run.json"
     if path.exists():
-        before = dotted(json.loads(path.read_bytes()))
-        differing = [key for key, value in dotted(now).items() if before.get(key) != value]
-        if differing or before.keys() != dotted(now).keys():
+        before, after = (
+            {key: value for key, value in dotted(held).items() if not isinstance(value, dict)}
+            for held in (json.loads(path.read_bytes()), now)
+        )
+        differing = [key for key, value in after.items() if before.get(key) != value]
+        if differing or before.keys() != after.keys():
             raise StudyError(
                 f"{folder} holds a run with another configuration (run.json: "
                 f"{', '.join(differing[:3]) or 'other keys'}): type another study_dir=DIR"

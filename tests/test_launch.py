@@ -174,6 +174,10 @@ def test_a_folder_where_another_run_was_trained_is_refused(tmp_path):
 
     check()
     check("data.root=moved", "data.store_dir=elsewhere")
+    written = json.loads((tmp_path / "run.json").read_bytes())
+    assert "subsample_seed" not in written["data"]  # as the version before had it, whose run goes on
+    with pytest.raises(StudyError, match=r"run\.json: data\.subsample_seed"):
+        check("data.subsample_seed=1")
     for typed, store, named in (
         (["task.finetune.lr=2e-3"], "ab12", "task.finetune.lr"),
         (["search.metric=val/average_precision"], "ab12", "search.metric"),
