@@ -517,7 +517,7 @@ class Ledger:
 
     def _put_in_order(self) -> None:
         self._check_one_study()
-        for left in self.folder.path.rglob(".*.partial"):  # files that a killed driver was writing
+        for left in filter(Path.is_file, self.folder.path.rglob(".*.partial")):  # that a killed driver was writing
             left.unlink()
         for event in self.folder.read_events():
             self._replay(event)

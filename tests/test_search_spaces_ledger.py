@@ -723,7 +723,9 @@ def test_files_that_a_killed_driver_was_writing_are_put_away(tmp_path):
     run_search(tmp_path, launch)
     for folder in (tmp_path, tmp_path / "checkpoints" / "default"):
         (folder / ".model.safetensors.123.partial").write_bytes(b"half")
+    (tmp_path / "checkpoints" / "default" / ".export.partial").mkdir()  # a folder is not its to put away
     open_ledger(tmp_path, launch)
+    (tmp_path / "checkpoints" / "default" / ".export.partial").rmdir()
     check(tmp_path, launch, 1)
 
 

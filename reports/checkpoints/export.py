@@ -94,7 +94,7 @@ def export(
         StorageError: if the folder cannot be written.
     """
     check_packages()
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}.building")
     with writing_to(partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
