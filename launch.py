@@ -28,6 +28,7 @@ from search_spaces.compose import (
 )
 from search_spaces.opening import (
     check_resume,
+    check_same_folds,
     checked_space,
     describe_recordings,
     gpus_here,
@@ -351,6 +352,7 @@ def artifacts(launch: Launch, console: Console) -> int:
     sources = []
     for folder in launch.checkpoints:
         checkpoint = load_as_one(folder)
+        check_same_folds(launch, folder, checkpoint.run)
         own = as_the_model_asks(launch, checkpoint.run)
         store = open_store(own, console)
         labels = checkpoint.labels_in(store, launch.task.labels)

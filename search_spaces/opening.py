@@ -141,6 +141,25 @@ def check_resume(launch: Launch, study: StudyFolder) -> None:
         raise StudyError(f"{place} holds another study: {shown}{more}; type {key} for a new one, or the values it has")
 
 
+def check_same_folds(launch: Launch, folder: Path, run: Run) -> None:
+    """Refuse a checkpoint that had its recordings in other folds: what validates here may be what it is tested on.
+
+    Raises:
+        DataError: naming the folds; none where the recordings are another source than the checkpoint's.
+    """
+    from data.record import DataError
+
+    if launch.data.name != run.data.name:
+        return
+    for key in ("train_folds", "valid_folds", "test_folds"):
+        here, there = getattr(launch.data, key), getattr(run.data, key)
+        if sorted(here) != sorted(there):
+            raise DataError(
+                f"{folder} was trained with data.{key}={there}, the records here are chosen with {here}: name only "
+                "checkpoints of the same folds, one command for each choice of them, and leave data.*_folds out"
+            )
+
+
 def with_own_encoder(launch: Launch, study: StudyFolder) -> Launch:
     """The launch with `task.encoder` set to the study's own copy of it: what lies at the path typed may change.
 

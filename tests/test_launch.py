@@ -310,6 +310,15 @@ def test_artifacts_and_an_export_are_made_of_a_trained_run(capsys, tmp_path):
     page = tmp_path / checkpoint / "artifacts" / "synthetic_valid" / "index.html"
     assert page.read_text().count("<h2>one/train/checkpoint</h2>") == 2
     assert page.read_text().count("Reconstruction") >= 2
+    (tmp_path / "other").mkdir()
+    description = json.loads((tmp_path / checkpoint / "checkpoint.json").read_bytes())
+    folds = description["run"]["data"]
+    folds["valid_folds"], folds["test_folds"] = folds["test_folds"], folds["valid_folds"]
+    (tmp_path / "other" / "checkpoint.json").write_text(json.dumps(description))
+    (tmp_path / "other" / "model.safetensors").symlink_to(tmp_path / checkpoint / "model.safetensors")
+    said = mistake(capsys, "command=artifacts", f"checkpoint=[{checkpoint},other]")
+    assert "other was trained with data.valid_folds=[10], the records here are chosen with [9]" in said
+    assert not (tmp_path / "other" / "artifacts").exists()
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     assert launch.main(["command=export", f"checkpoint={checkpoint}"]) == 0
     said = capsys.readouterr().out
