@@ -445,7 +445,7 @@ def preflight(launch: Launch, console: Console) -> int:
     study = StudyFolder(Path(launch.study_dir))
     check_resume(launch, study)
     if launch.task.encoder is not None:
-        first_encoder(launch.run)  # refuses what no trial could start from
+        first_encoder(launch.run, whole_history=True)  # refuses what no trial could start from
     with study.locked():
         store = open_store(launch, console)
         describe_recordings(launch, open_recordings(launch.run, store.path), console)

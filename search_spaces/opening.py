@@ -175,7 +175,7 @@ def with_own_encoder(launch: Launch, study: StudyFolder) -> Launch:
 
     given = Path(launch.task.encoder)
     if not (study.encoder / DESCRIPTION).exists():
-        first_encoder(launch.run)  # refuses what no trial could start from
+        first_encoder(launch.run, whole_history=True)  # refuses what no trial could start from
         copy_checkpoint(given, study.encoder)
     elif given.exists() and weights_digest(given) != weights_digest(study.encoder):
         raise StudyError(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def train(launch: Launch, console: Console) -> int:
     """One run without a search, or one trial of a study again; the same line goes on where it stopped."""
     from search_spaces.lint import check_objective, kind_of_labels
+    from trainables.loops import first_encoder
     from trainables.study import StudyFolder
 
     study = StudyFolder(Path(launch.study_dir))
@@ -28,6 +29,8 @@ def train(launch: Launch, console: Console) -> int:
         checked_space(launch)  # the run's own values, too
         check_objective(launch)
         kind_of_labels(launch)
+        if launch.task.encoder is not None:
+            first_encoder(launch.run, whole_history=True)
         if launch.space:
             console.print("note: command=train runs the configuration's own values; nothing is searched", markup=False)
         return train_once(launch, launch.run, study.path / "train", 0, console)[0]

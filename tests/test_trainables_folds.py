@@ -10,7 +10,7 @@ import torch.multiprocessing
 from data.record import DataError
 from models.ensemble import Ensemble, name_of_member
 from trainables import folds as folds_module
-from trainables.checkpoint import DESCRIPTION, check_encoder, check_unseen, keep_run, load, read_description
+from trainables.checkpoint import DESCRIPTION, check_encoder, check_unseen, describe, keep_run, load, read_description
 from trainables.collapse import CollapsedError
 from trainables.folds import UnitState, new_state, over_folds, predict_unseen, probed_unit, train_unit, validate_unit
 from trainables.loops import first_encoder, train
@@ -367,9 +367,21 @@ def test_an_encoder_that_has_seen_what_folds_hold_out_is_refused(compose_run, ti
         first_encoder(compose_run(*start, "task.folds=3"))
     described = json.loads((kept / DESCRIPTION).read_text())
     unlike = compose_run(*start, "task.folds=3")
-    check_unseen({**described, "imported": {}}, unlike)
+    check_unseen({**described, "imported": {}}, unlike, whole_history=True)
     elsewhere = {**described, "run": {**described["run"], "data": {**described["run"]["data"], "name": "another"}}}
-    check_unseen(elsewhere, unlike)
+    check_unseen(elsewhere, unlike, whole_history=True)
+    # what it was begun from counts as well, however far back, and must be known
+    child, grandchild = (json.loads(json.dumps(elsewhere)) for _ in range(2))
+    child["run"]["task"]["encoder"] = str(kept)
+    describe(tmp_path / "child", {key: value for key, value in child.items() if key != "format"})
+    grandchild["run"]["task"]["encoder"] = str(tmp_path / "child")
+    for whole_history in (False, True):
+        with pytest.raises(DataError, match=r"has seen, the folds 1, 2, 3, 4, 5, 6, 7, 8, 9 of .*: type task=joint"):
+            check_unseen(grandchild, unlike, whole_history=whole_history)
+    grandchild["run"]["task"]["encoder"] = str(tmp_path / "removed")
+    with pytest.raises(DataError, match=r"removed cannot be read: put it back there, type task=joint"):
+        check_unseen(grandchild, unlike, whole_history=True)
+    check_unseen(grandchild, unlike, whole_history=False)
 
 
 def test_pre_training_alone_keeps_the_probes_of_all_folds(compose_run, recordings):

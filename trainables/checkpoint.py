@@ -36,6 +36,13 @@ from trainables.state import PRETEXT, best_path
 
 FORMAT = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "checkpoint.json"
+MAX_ANCESTORS = 8
+"""Checkpoints that were begun from one another, looked at at most."""
+CURE = (
+    "type task=joint, which pre-trains for each fold, or task.folds=1, or an encoder that was pre-trained on other "
+    "recordings"
+)
+"""For an encoder that has seen what k folds hold out, or may have."""
 
 
 def contract_of(run: Run, recordings: Recordings) -> dict[str, Any]:
@@ -280,28 +287,48 @@ def check_encoder(folder: Path, data: Data) -> dict[str, Any]:
     return description
 
 
-def check_unseen(description: Mapping[str, Any], run: Run) -> None:
-    """Refuse an encoder for a run on k folds that was trained on what these hold out in turn.
+def check_unseen(description: Mapping[str, Any], run: Run, *, whole_history: bool) -> None:
+    """Refuse an encoder for a run on k folds that was trained on what these hold out in turn, then or before.
 
     Recordings count as the same where their `data.name` does: the store is another one with other leads.
 
     Args:
         description: of the checkpoint.
         run: that is to start from it.
+        whole_history: refuse, too, where a checkpoint that it was begun from cannot be read.
 
     Raises:
-        DataError: naming the published folds.
+        DataError: naming the published folds, or the checkpoint that cannot be read.
     """
+    for _ in range(MAX_ANCESTORS):
+        if "imported" in description:
+            return
+        _check_unseen_by(description, run)
+        if (parent := description["run"]["task"].get("encoder")) is None:
+            return
+        try:
+            description = read_description(Path(parent))
+        except StorageError as error:
+            if whole_history:
+                raise DataError(f"{_unknown(run)}, {parent} cannot be read: put it back there, {CURE}") from error
+            return
+    if whole_history:
+        raise DataError(f"{_unknown(run)}, more than {MAX_ANCESTORS} were begun from one another: {CURE}")
+
+
+def _check_unseen_by(description: Mapping[str, Any], run: Run) -> None:
+    """`check_unseen` for one checkpoint."""
     before, now = description["run"]["data"], run.data
-    trained_on = [] if "imported" in description else [*before["train_folds"], *before["valid_folds"]]
-    seen = sorted(set(trained_on) & {*now.train_folds, *now.valid_folds})
+    seen = sorted({*before["train_folds"], *before["valid_folds"]} & {*now.train_folds, *now.valid_folds})
     if seen and before["name"] == now.name:
         raise DataError(
             f"task.folds={run.task.folds} holds out in turn what task.encoder has seen, the folds "
-            f"{', '.join(map(str, seen))} of {now.name}: type task=joint, which pre-trains for each fold, or "
-            "task.folds=1, or an encoder that was pre-trained on other recordings; if these are others, type "
-            "data.name=NAME"
+            f"{', '.join(map(str, seen))} of {now.name}: {CURE}; if these are others, type data.name=NAME"
         )
+
+
+def _unknown(run: Run) -> str:
+    return f"task.folds={run.task.folds} needs to know what the checkpoints were trained on that task.encoder came from"
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

@@ -17,14 +17,11 @@ from data.duplicates import check_parts, content_digests, leaks, parts_of, split
 from data.record import DataError
 from data.splits import Split
 from data.store import Store
-from trainables.checkpoint import read_description
+from trainables.checkpoint import MAX_ANCESTORS, read_description
 from trainables.files import StorageError
 from trainables.recordings import Recordings, open_recordings
 from trainables.settings import Run
 from trainables.study import StudyFolder
-
-MAX_ANCESTORS = 8
-"""Checkpoints that were begun from one another, looked at at most."""
 
 
 def check_data(study: StudyFolder, run: Run, recordings: Recordings) -> dict[str, Any]:

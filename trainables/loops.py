@@ -60,8 +60,13 @@ def train(
         yield {"epoch": state.epoch, "stage": "finetune", **metrics}
 
 
-def first_encoder(run: Run) -> Encoder:
+def first_encoder(run: Run, *, whole_history: bool = False) -> Encoder:
     """What a fine-tuning without pre-training begins with: a checkpoint's encoder, or a fresh one for `scratch`.
+
+    Args:
+        run: that begins.
+        whole_history: also refuse, for k folds, a checkpoint of which it cannot be told what it was begun from; where
+            the user is, as another node need not reach the folders of earlier studies.
 
     Raises:
         DataError, StorageError: if the checkpoint cannot be read, is of another model or other recordings, or has seen
@@ -72,6 +77,6 @@ def first_encoder(run: Run) -> Encoder:
         assert run.task.encoder is not None
         description = check_encoder(Path(run.task.encoder), run.data)
         if run.task.folds > 1:
-            check_unseen(description, run)
+            check_unseen(description, run, whole_history=whole_history)
         load_encoder_weights(encoder, Path(run.task.encoder))
     return encoder
