@@ -14,14 +14,15 @@ def tracking_problem_of(uri: str) -> str | None:
         parts = urlsplit(uri)
     except ValueError:
         return "must be http://HOST:PORT or the URL of a database"
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in uri or parts.query or parts.fragment:
         return (
-            "must hold no credentials and no options, as it is kept in the study: they come from "
+            "must hold no credentials (no @) and no options, as it is kept in the study: they come from "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of the environment"
         )
-    if parts.scheme.partition("+")[0] not in (*SERVERS, *DATABASES):
+    kind = parts.scheme.partition("+")[0]
+    if kind not in (*SERVERS, *DATABASES) or (kind in SERVERS and not parts.hostname):
         return (
             "must be http://HOST:PORT or the URL of a database, as MLflow no longer keeps runs in plain files "
-            f"(sqlite:////DIR/mlflow.db is one file), got {uri!r}"
+            "(sqlite:////DIR/mlflow.db is one file)"
         )
     return None

@@ -177,6 +177,9 @@ def imported(path):
         "postgresql://user:hunter2@host/db",
         "http://host?token=hunter2",
         "http://host#hunter2",
+        "postgresql:u:hunter2@h/db",
+        "http:user:hunter2@host",
+        "user:hunter2@host",
     ],
 )
 def test_an_address_with_a_secret_is_refused_and_not_repeated(uri):
@@ -185,7 +188,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(uri):
     assert "hunter2" not in str(refused.value)
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "mlruns", "ftp://host"])
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "mlruns", "ftp://host", "http:host:5000"])
 def test_a_folder_of_plain_files_is_refused_as_mlflow_does(uri):
     with pytest.raises(ChoiceError, match=r"tracking\.uri: must be http://HOST:PORT or the URL of a database"):
         checked(compose_choices(["command=train", "data=synthetic", "tracking=mlflow", f"tracking.uri={uri}"]).tree)

@@ -101,6 +101,19 @@ def test_code_that_has_left_its_repository_says_what_had_changed(tmp_path, monke
         "+" + 64 * "A",
         "+-----BEGIN RSA PRIVATE" + " KEY-----",
         "+WANDB_API_KEY=" + 40 * "0",
+        "+WANDB_API_KEY=" + 40 * "0" + "  # mine",
+        "+db_password: hunter2hunter2",
+        "+token = abcDEF123456ghi",
+        "+secret_key: abcDEF",
+        "+password: str = 'hunter2'",
+        "+password: correct(horse",
+        "+token = Token('hunter2hunter2')",
+        "+X-Api-Key: abcDEF123",
+        "+Authorization: Bearer abcdefgh",
+        "+Authorization: Basic dXNlcjpw",
+        "+curl -H 'authorization: bearer abcdefgh'",
+        "+jwt = eyJhbGciOi" + "JIUzI1NiJ9.e30.x",
+        "+API_TOKENS='hunter2hunter2'",
     ],
 )
 def test_a_line_that_looks_like_a_secret_is_not_kept_and_the_digest_is_still_of_the_whole(line):
@@ -112,7 +125,19 @@ def test_a_line_that_looks_like_a_secret_is_not_kept_and_the_digest_is_still_of_
     assert kept.sha256 == hashlib.sha256(whole.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("line", ["+token = read_token(path)", "+num_tokens: int = 12", "+if password is None:"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "+token = read_token(path)",
+        "+num_tokens: int = 12",
+        "+if password is None:",
+        "+tokens = tokens + self.position",
+        "+tokenizer = tokenizer_of(text)",
+        "+    password: str",
+        "+token = read(",
+        "+basic blocks",
+    ],
+)
 def test_a_line_that_only_names_one_is_kept(line):
     assert line in changes.changes_in(f"{HEAD.format('a.py')}{line}\n").text
 

@@ -33,14 +33,23 @@ DIFF = (
 )
 """The same text whatever the user's settings; binary files are named with the digests of their content."""
 SECRET_FILES = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|[^/]*\.(pem|key|p12|pfx|jks)|[^/]*credential[^/]*)", re.I)
+NAMES = (
+    r"(pass_?word|passwd|pass_?phrase|pwd|secret|token(?!s\b|i[sz])|credential|authorization"
+    r"|api[_-]?key|access[_-]?key|private[_-]?key|secret[_-]?key)"
+)
+"""What smells of a secret in a name; tokens are parts of signals here, and tokenizers make them."""
+CODE = r"(?!(await\s+)?[A-Za-z_][\w.]*([(\[][^\"']*[)\]][,:)]*$|[(\[{]$))"
+"""Not before a value that is computed: a call, or something taken out of a list, without a text in it."""
 SECRETS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|^[ +-]\s*[A-Za-z0-9+/]{60,}={0,2}$"  # the lines of such a key
     r"|\b(AKIA|ASIA)[0-9A-Z]{16}\b"  # Amazon
     r"|\b(gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abprs]-)[A-Za-z0-9_-]{16,}"
     r"|://[^/\s:@]+:[^/\s@]+@"  # a URL with a password
-    r"|(password|passwd|secret|token|api_?key|access_?key)\w*[\"']?\s*[:=]\s*[\"'][^\"'\s]{8,}[\"']"
-    r"|(password|passwd|secret|token|api_?key|access_?key)\w*\s*[:=]\s*[A-Za-z0-9+/_-]{32,}={0,2}$",
+    r"|(\bbearer|authorization\W+basic)\s+[A-Za-z0-9+/._~-]{6,}"  # of a header
+    r"|\beyJ[A-Za-z0-9_-]{6,}"  # a JSON Web Token
+    rf"|{NAMES}[\w-]*[\"']?(\s*:\s*[\w.\[\] |]+)?\s*[:=]+>?\s*{CODE}(?=\S{{6}})"  # whatever follows a name of one
+    r"|tokens\w*[\"']?\s*[:=]\s*([\"'][^\"'\s]{8,}[\"']|[A-Za-z0-9+/_-]{32,})",
     re.I,
 )
 """Lines that hold one of these are left out of the kept text."""
