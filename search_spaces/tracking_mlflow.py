@@ -62,6 +62,7 @@ class MlflowRuns:
         self._ids: dict[int, str] = {}
         self._ended: set[int] = set()
         self._open: set[int] = set()
+        self._deleted: set[int] = set()
         self._known: dict[int, set[tuple[str, int]]] = {}
         self._metrics: dict[int, list[Any]] = defaultdict(list)
         self._best: tuple[float, int] | None = None
@@ -139,9 +140,12 @@ class MlflowRuns:
         for run in self._all_runs():
             number = int(run.data.tags[TRIAL])
             self._ids[number] = run.info.run_id
-            if run.info.status in ENDED or run.info.lifecycle_stage == "deleted":  # what a user deleted stays so
+            deleted = run.info.lifecycle_stage == "deleted"  # what a user deleted stays so
+            if deleted:
+                self._deleted.add(number)
+            if run.info.status in ENDED or deleted:
                 self._ended.add(number)
-            if run.data.tags.get(BEST) and run.info.lifecycle_stage != "deleted":
+            if run.data.tags.get(BEST) and not deleted:
                 self._tagged = number
 
     def _all_runs(self) -> Iterator[Any]:
@@ -204,8 +208,8 @@ class MlflowRuns:
         self._ended.add(number)
 
     def _compare(self, number: int, event: Mapping[str, Any]) -> None:
-        """Keep the best completed trial; of equal ones the first."""
-        if event["state"] == "COMPLETE" and event["value"] is not None:
+        """Keep the best completed trial whose run can be tagged, as a deleted one cannot; of equal ones the first."""
+        if number not in self._deleted and event["state"] == "COMPLETE" and event["value"] is not None:
             value = self._sign * event["value"]
             if self._best is None or (value, -number) > (self._best[0], -self._best[1]):
                 self._best = (value, number)

@@ -164,6 +164,21 @@ def test_a_run_that_a_user_deleted_stays_deleted(study):
     assert runs_of(study) == {}
 
 
+def test_where_the_best_run_was_deleted_the_best_of_the_others_is_tagged_and_the_study_is_told_on(study, caplog):
+    for number, value in enumerate((0.9, 0.7, 0.8)):
+        start(study, number)
+        end(study, number, value=value)
+    tell(study)
+    client_of(study).delete_run(runs_of(study)[0].info.run_id)
+    start(study, 3)
+    end(study, 3, value=0.6)
+    tell(study)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("search_spaces")] == []
+    after = runs_of(study)
+    assert {number: run.data.tags.get("best_trial") for number, run in after.items()} == {1: None, 2: "true", 3: None}
+    assert after[3].info.status == "FINISHED"
+
+
 def test_a_server_that_does_not_answer_is_one_line(study, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as nobody:
