@@ -33,10 +33,12 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
     console.print(f"study: {ledger.folder.path}", markup=False)
     with (
         quiet(console, ledger.folder.log) as terminal,
+        configure(launch.debug, terminal, ledger.folder.log),
+        # before the cluster, which is then given back before what the tracker still has to take in
+        make_tracker(launch.tracking, ledger.folder, maximize=launch.search.direction == "maximize") as track,
         ready_cluster(launch, ledger.folder, store.path, terminal, **seen_by_nodes(launch)),
         ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
-        configure(launch.debug, terminal, ledger.folder.log),  # after Ray, which sets its own level
-        make_tracker(launch.tracking, ledger.folder, maximize=launch.search.direction == "maximize") as track,
+        configure(launch.debug, terminal, ledger.folder.log),  # again after Ray, which sets its own level
     ):
         for books in (ledger, confirmation):
             if books.is_over or to_end():

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from trainables.study import StudyFolder
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 150  # at the end of a search, with a tracker that takes nothing in
+LONGEST_WAIT_S = 600  # and with one that gets on, slowly
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 1800.0  # after a failure, before all is told again
 PACKAGES = {
     "wandb": ("wandb", "wandb"),
@@ -130,11 +132,13 @@ class Tracker:
         self._closing.set()
         self._changed.set()
         self._thread.join(timeout=5)
-        told = -1
-        while self._thread.is_alive() and told < self._num_told:  # as long as it gets on
+        told, until = -1, time.monotonic() + LONGEST_WAIT_S
+        while self._thread.is_alive() and told < self._num_told and time.monotonic() < until:  # as long as it gets on
             told = self._num_told
             logger.warning("waiting for the tracker to take in the rest, given up after %d s of nothing", PATIENCE_S)
             self._thread.join(timeout=PATIENCE_S)
+        if self._thread.is_alive():
+            logger.warning("not all is told to the tracker: the rest is when the same line is typed again")
 
     def _work(self) -> None:
         """Tell all events; after a failure tell all again, later and later, and once at the end of the search."""

@@ -1,16 +1,21 @@
 import ast
+import contextlib
+import functools
 import importlib.machinery
 import json
 import logging
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from search_spaces import running
 from search_spaces import tracking as tracking_module
 from search_spaces.compose import compose_choices
 from search_spaces.schema import ChoiceError, MlflowTracking, NoTracking, WandbTracking, checked
@@ -110,6 +115,52 @@ def test_a_tracker_that_hangs_holds_a_search_up_at_its_end_alone_and_not_for_eve
     assert lines_of(caplog)[0].startswith("waiting for the tracker to take in the rest")
 
 
+def test_a_slow_tracker_that_gets_on_is_given_up_after_a_time_too(study, monkeypatch, caplog):
+    monkeypatch.setattr(tracking_module, "PATIENCE_S", 0)
+    runs, asked, answer, time_is = Runs(), threading.Event(), threading.Event(), [0.0]
+
+    def hang(event):
+        asked.set()
+        assert answer.wait(timeout=60)
+
+    runs.take_in = hang
+    with Tracker(lambda: runs, study.events) as tracker:
+        assert asked.wait(timeout=30)
+
+        def gets_on(thread, timeout=None):
+            tracker._num_told += 1
+            time_is[0] += 100
+
+        monkeypatch.setattr(threading.Thread, "join", gets_on)
+        monkeypatch.setattr(tracking_module.time, "monotonic", lambda: time_is[0])
+    answer.set()
+    assert time_is[0] <= tracking_module.LONGEST_WAIT_S + 100
+    assert lines_of(caplog)[-1] == "not all is told to the tracker: the rest is when the same line is typed again"
+
+
+def test_the_cluster_is_free_before_the_tracker_is_waited_for(study, monkeypatch):
+    ended = []
+
+    @contextlib.contextmanager
+    def part(name, value):
+        yield value
+        ended.append(name)
+
+    for module, name, value in (
+        ("quiet", "quiet", None),
+        ("preflight", "ready_cluster", None),
+        ("stopping", "ending_on_sigterm", lambda: False),
+        ("logs", "configure", None),
+        ("tracking", "make_tracker", None),
+    ):
+        making = functools.partial(part, name, value)
+        monkeypatch.setattr(f"search_spaces.{module}.{name}", lambda *_, making=making, **__: making())
+    choices = checked(compose_choices(["search=stmem_ptbxl", "data=synthetic", "scale=laptop"]).tree)
+    over = SimpleNamespace(folder=study, is_over=True)
+    assert not running.run_search(choices, over, over, SimpleNamespace(path=study.path), Console(quiet=True))
+    assert ended.index("ready_cluster") < ended.index("make_tracker")
+
+
 def test_tracking_off_does_nothing(study):
     with make_tracker(NoTracking(name="none"), study) as track:
         track()
@@ -155,7 +206,8 @@ def test_trackers_are_spoken_to_by_the_driver_alone():
     }
     assert speakers == {f"search_spaces/tracking_{name}.py" for name in PACKAGES}
     told_by = [path for path in (ROOT / "search_spaces").glob("*.py") if "make_tracker" in path.read_text()]
-    assert [path.name for path in told_by] == ["tracking.py"]  # launch.py calls it, and no worker imports launch
+    # launch.py and running.py call it, and no worker imports these
+    assert {path.name for path in told_by} == {"tracking.py", "running.py"}
     assert "make_tracker" in (ROOT / "launch.py").read_text()
 
 
