@@ -184,9 +184,10 @@ class Study:
 
     @cached_property  # asked for once a mark in the drawings
     def best_trial(self) -> Trial | None:
-        """The trial of checkpoints/best_1, else the best that ran to its end."""
+        """The trial of checkpoints/best_1, else of the best one's predictions, else the best that ran to its end."""
+        told = self.best or (self.predictions["best"].made_by if "best" in self.predictions else {})
         for trial in self.trials:
-            if trial.number == self.best.get("trial"):
+            if trial.number == told.get("trial"):
                 return trial
         ended = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
         sign = 1 if self.maximizes else -1
@@ -259,11 +260,17 @@ def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
     )
 
 
-def _made_by_model(made_by: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-    """Whether predictions are of the trial, and of the seed where it was confirmed, that is the best one now."""
-    if made_by.get("trial", best.get("trial")) != best.get("trial"):
-        return False
-    return "trial" not in made_by or made_by.get("index") == (best.get("confirmed") or {}).get("index")
+def is_made_by(made_by: Mapping[str, Any], described: Mapping[str, Any]) -> bool:
+    """Whether predictions are of a checkpoint's trial, and of its seed where it was confirmed.
+
+    Args:
+        made_by: what the predictions say of who made them; without a trial nothing speaks against it.
+        described: the checkpoint.json; empty where it cannot be read, and nothing speaks against it either.
+    """
+    if "trial" not in made_by or not described:
+        return True
+    seeds = made_by.get("index"), (described.get("confirmed") or {}).get("index")
+    return made_by["trial"] == described.get("trial") and seeds[0] == seeds[1]
 
 
 def _read_models(
@@ -281,7 +288,7 @@ def _read_models(
         if path.exists()
     }
     of_best = found.get("best")
-    if of_best is not None and not _made_by_model(of_best.made_by, best):
+    if of_best is not None and not is_made_by(of_best.made_by, best):
         del found["best"]
         return found, of_best.made_by["trial"]
     return found, None
