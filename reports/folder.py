@@ -252,7 +252,7 @@ def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
         outdated=outdated,
         ensemble=ensemble,
         untrained=json_of("report", UNTRAINED),
-        errors=json_of("report", "errors", "errors.json"),
+        errors=_of_these(json_of("report", "errors", "errors.json"), shown.get("best")),
         folder=study_dir,
         journal=study_dir / "journal.log",
         problems=tuple(problems),
@@ -271,6 +271,13 @@ def is_made_by(made_by: Mapping[str, Any], described: Mapping[str, Any]) -> bool
         return True
     seeds = made_by.get("index"), (described.get("confirmed") or {}).get("index")
     return made_by["trial"] == described.get("trial") and seeds[0] == seeds[1]
+
+
+def _of_these(errors: dict[str, Any], best: Predictions | None) -> dict[str, Any]:
+    """The list of drawn mistakes, or why none was drawn; empty where they are another model's."""
+    if "mistakes" not in errors or (best is not None and best.made_by and errors.get("made_by") == best.made_by):
+        return errors
+    return {}
 
 
 def _read_models(

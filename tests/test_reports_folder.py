@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from reports.folder import read_predictions, read_study
+from tests.test_reports_report import write_predictions
 
 
 @pytest.fixture
@@ -36,6 +37,18 @@ def test_a_folder_without_a_study_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"is no study's folder, it lacks study.yaml: .*study_dir=DIR$") as refused:
         read_study(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_mistakes_that_were_drawn_of_other_weights_are_not_shown_for_these(folder):
+    made_by = {"trial": 0, "digest": "a"}
+    (folder / "report" / "errors").mkdir(parents=True)
+    write_predictions(folder / "report" / "predictions.parquet", table(), made_by)
+    listed = folder / "report" / "errors" / "errors.json"
+    for whose, shown in ((made_by, True), (made_by | {"digest": "b"}, False), (made_by | {"index": 2}, False)):
+        listed.write_text(json.dumps({"made_by": whose, "num_mistakes": 1, "mistakes": [{"record_id": "a"}]}))
+        assert bool(read_study(folder).errors) == shown
+    listed.write_text(json.dumps({"reason": "memory"}))
+    assert read_study(folder).errors == {"reason": "memory"}
 
 
 def test_a_damaged_configuration_is_refused_in_one_line(tmp_path):
