@@ -16,6 +16,7 @@ from urllib.parse import quote
 from reports.folder import Study, at_path, read_study
 from reports.html import templates
 from reports.methods import method_of
+from reports.metrics import openings_of
 from reports.report import put
 from reports.sections.trials import outcomes
 
@@ -105,7 +106,7 @@ def row_of(path: Path, folder: Path) -> dict[str, Any]:
         "best_trial": best.number if best else None,
         "best_value": best.value if best else None,
         "test": _test_figure(path, best.number if best else None),
-        "test_fold_openings": len(study.of_event("test_fold_opened")),
+        "test_fold_openings": openings_of(study)["test_fold_openings"],
         "first": min(times, default=None),
         "last": max(times, default=None),
         "report": f"{quote(name)}/report/index.html" if (path / "report" / "index.html").exists() else None,

@@ -50,6 +50,16 @@ def test_a_line_has_the_figures_of_its_study(rows, gathered):
     assert later["test"] is None
 
 
+def test_a_look_with_its_checkpoint_at_other_recordings_is_none_at_its_test_fold(tmp_path):
+    study = write_study(tmp_path / "runs" / "one")
+    events = (study / "events.jsonl").read_text().splitlines()
+    first = json.dumps(json.loads(events[0]) | {"store": "own"})
+    other = json.dumps({"event": "test_fold_opened", "model": "best_1", "store": "other"})
+    (study / "events.jsonl").write_text("\n".join([first, *events[1:], other, ""]))
+    build(tmp_path / "runs")
+    assert json.loads((tmp_path / "runs" / "studies.json").read_text())[0]["test_fold_openings"] == 3
+
+
 def test_a_report_is_linked_by_a_path_that_moves_with_the_folder(page, rows):
     assert '<a href="a%20%26%20b/report/index.html">a &amp; b</a>' in page
     assert rows[0]["report"] is None
