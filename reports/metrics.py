@@ -68,6 +68,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         },
         **openings_of(study),
         **folds.figures(study.predictions.get("best")),
+        "made_by": {model: _maker(predictions) for model, predictions in study.predictions.items()},
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
         "confirmation": confirmation(study),
@@ -156,6 +157,11 @@ def _differences(best: Scored, other: Scored) -> dict[str, Any]:
         | {"p_value": best.resamples.p_value(other.resamples, metric)}
         for metric in METRICS
     }
+
+
+def _maker(predictions: Predictions) -> dict[str, Any]:
+    """Which trial, which of its seeds where it was confirmed, and which weights a model is."""
+    return {key: predictions.made_by[key] for key in ("trial", "index", "digest") if key in predictions.made_by}
 
 
 def openings_of(study: Study) -> dict[str, Any]:

@@ -96,6 +96,14 @@ def test_without_a_checkpoint_the_predictions_are_shown_as_whose_they_say_they_a
     assert "the figures are trial 0’s" in head(page)
 
 
+def test_figures_of_which_nothing_says_whose_they_are_have_a_caution(study_dir):
+    every_table(study_dir, lambda table: table)  # pandas drops what the file says of its maker
+    assert "say which trial the figures are of" not in head(rebuilt(study_dir)[1])  # the events do
+    lines = (study_dir / "events.jsonl").read_text().splitlines()
+    (study_dir / "events.jsonl").write_text("\n".join(line for line in lines if "test_fold_opened" not in line) + "\n")
+    assert "they are shown as trial 2’s, which is the best one now" in head(rebuilt(study_dir)[1])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_predictions_that_are_no_numbers_are_named_by_their_record_and_not_scored(study_dir, value):
     def spoil(table):

@@ -100,9 +100,16 @@ def passed_models(study: Study) -> set[str]:
 
 def _of_whom(study: Study) -> list[str]:
     """What must be said where it is not certain that the figures are the best model's."""
-    if "best" not in study.predictions or study.best:
+    if "best" not in study.predictions:
         return []
     trial = study.predictions["best"].made_by.get("trial")
+    if study.best and trial is not None:
+        return []
+    if study.best:
+        return [
+            f"Neither the saved predictions nor the events say which trial the figures are of: they are shown as trial"
+            f" {study.best.get('trial')}’s, which is the best one now."
+        ]
     shown = "the saved predictions, which do not say whose they are" if trial is None else f"trial {trial}’s"
     return [
         "Which model is the best cannot be read, as checkpoints/best_1/checkpoint.json is missing or damaged: the"
