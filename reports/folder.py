@@ -184,9 +184,10 @@ class Study:
 
     @cached_property  # asked for once a mark in the drawings
     def best_trial(self) -> Trial | None:
-        """The trial of checkpoints/best_1, else the best that ran to its end."""
+        """The trial of checkpoints/best_1, else of the best one's predictions, else the best that ran to its end."""
+        told = self.best or (self.predictions["best"].made_by if "best" in self.predictions else {})
         for trial in self.trials:
-            if trial.number == self.best.get("trial"):
+            if trial.number == told.get("trial"):
                 return trial
         ended = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
         sign = 1 if self.maximizes else -1
@@ -227,11 +228,12 @@ def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
         return part(lambda: _read_json(study_dir.joinpath(*names)), {})
 
     events, num_unreadable = _read_events(study_dir / "events.jsonl")
-    best = json_of("checkpoints", "best_1", "checkpoint.json")
-    predictions, outdated = _read_models(study_dir, config, best, part) if with_predictions else ({}, None)
+    best, default = (json_of("checkpoints", name, "checkpoint.json") for name in ("best_1", "default"))
+    told = _trial_that_was_passed(events)
+    predictions, outdated = _read_models(study_dir, config, best, told, part) if with_predictions else ({}, None)
     refused = frozenset(model for model, found in predictions.items() if found is None)
     shown = {model: found for model, found in predictions.items() if found is not None}
-    for model, reason in _not_comparable(shown).items():
+    for model, reason in (_not_of_default(shown, default) | _not_comparable(shown)).items():
         problems.append(f"{reason}; {PREDICTIONS[model]} is left out")
         del shown[model]
     metric = at_path(config, "search.metric", "val/auroc")
@@ -246,12 +248,12 @@ def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
         num_unreadable_events=num_unreadable,
         trials=_trials(table, events, metric=metric, searched=at_path(config, "space", {})),
         best=best,
-        default=json_of("checkpoints", "default", "checkpoint.json"),
+        default=default,
         predictions=shown,
         outdated=outdated,
         ensemble=ensemble,
         untrained=json_of("report", UNTRAINED),
-        errors=json_of("report", "errors", "errors.json"),
+        errors=_of_these(json_of("report", "errors", "errors.json"), shown.get("best")),
         folder=study_dir,
         journal=study_dir / "journal.log",
         problems=tuple(problems),
@@ -259,20 +261,37 @@ def read_study(study_dir: Path, *, with_predictions: bool = True) -> Study:
     )
 
 
-def _made_by_model(made_by: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-    """Whether predictions are of the trial, and of the seed where it was confirmed, that is the best one now."""
-    if made_by.get("trial", best.get("trial")) != best.get("trial"):
-        return False
-    return "trial" not in made_by or made_by.get("index") == (best.get("confirmed") or {}).get("index")
+def is_made_by(made_by: Mapping[str, Any], described: Mapping[str, Any]) -> bool:
+    """Whether predictions are of a checkpoint's trial, and of its seed where it was confirmed.
+
+    Args:
+        made_by: what the predictions say of who made them; without a trial nothing speaks against it.
+        described: the checkpoint.json; empty where it cannot be read, and nothing speaks against it either.
+    """
+    if "trial" not in made_by or not described:
+        return True
+    seeds = made_by.get("index"), (described.get("confirmed") or {}).get("index")
+    return made_by["trial"] == described.get("trial") and seeds[0] == seeds[1]
+
+
+def _of_these(errors: dict[str, Any], best: Predictions | None) -> dict[str, Any]:
+    """The list of drawn mistakes, or why none was drawn; empty where they are another model's."""
+    if "mistakes" not in errors or (best is not None and best.made_by and errors.get("made_by") == best.made_by):
+        return errors
+    return {}
 
 
 def _read_models(
     study_dir: Path,
     config: dict[str, Any],
     best: dict[str, Any],
+    told: dict[str, Any],
     part: Callable[[Callable[[], Predictions | None], Predictions | None], Predictions | None],
 ) -> tuple[dict[str, Predictions | None], int | None]:
-    """Every model's predictions, None where `part` could not read them, and the trial that those of another are of."""
+    """Every model's predictions, None where `part` could not read them, and the trial that those of another are of.
+
+    `told` is what the events say of predictions.parquet, for a file of an earlier version that says nothing itself.
+    """
     test_folds = at_path(config, "data.test_folds", [])
     files = {model: study_dir / "report" / name for model, name in PREDICTIONS.items()}
     found = {
@@ -281,10 +300,30 @@ def _read_models(
         if path.exists()
     }
     of_best = found.get("best")
-    if of_best is not None and not _made_by_model(of_best.made_by, best):
+    if of_best is not None and "trial" not in of_best.made_by:
+        found["best"] = of_best = replace(of_best, made_by=of_best.made_by | told)
+    if of_best is not None and not is_made_by(of_best.made_by, best):
         del found["best"]
         return found, of_best.made_by["trial"]
     return found, None
+
+
+def _trial_that_was_passed(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"trial"} of the last pass of a best model over the test fold; empty where no event says it."""
+    passed = [e for e in events if e.get("event") == "test_fold_opened" and e.get("model") == "best"]
+    trial = passed[-1].get("trial") if passed else None
+    return {} if trial is None else {"trial": trial}
+
+
+def _not_of_default(predictions: Mapping[str, Predictions], default: Mapping[str, Any]) -> dict[str, str]:
+    """The default configuration, with the reason, where its predictions are another model's."""
+    model = "default_configuration"
+    if model not in predictions or is_made_by(predictions[model].made_by, default):
+        return {}
+    trial = predictions[model].made_by["trial"]
+    return {
+        model: f"{PREDICTIONS[model]} is of trial {trial}, the default configuration is trial {default.get('trial')}"
+    }
 
 
 def _not_comparable(predictions: Mapping[str, Predictions]) -> dict[str, str]:

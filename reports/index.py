@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from reports.folder import Study, at_path, read_study
+from reports.folder import Study, at_path, is_made_by, read_study
 from reports.html import templates
 from reports.methods import method_of
+from reports.metrics import openings_of
 from reports.report import put
 from reports.sections.trials import outcomes
 
@@ -104,8 +105,8 @@ def row_of(path: Path, folder: Path) -> dict[str, Any]:
         "metric": study.metric,
         "best_trial": best.number if best else None,
         "best_value": best.value if best else None,
-        "test": _test_figure(path, best.number if best else None),
-        "test_fold_openings": len(study.of_event("test_fold_opened")),
+        "test": _test_figure(path, study),
+        "test_fold_openings": openings_of(study)["test_fold_openings"],
         "first": min(times, default=None),
         "last": max(times, default=None),
         "report": f"{quote(name)}/report/index.html" if (path / "report" / "index.html").exists() else None,
@@ -125,14 +126,24 @@ def status_of(study: Study) -> str:
     return told[-1] if told else "not begun"
 
 
-def _test_figure(path: Path, best_trial: int | None) -> dict[str, Any] | None:
-    """The macro AUROC of the study's report with its interval; None where the report is not of the best trial now."""
+def _test_figure(path: Path, study: Study) -> dict[str, Any] | None:
+    """The macro AUROC of the study's report with its interval; None where the report is not of the best model now."""
     try:
         metrics = json.loads((path / "report" / "metrics.json").read_bytes())
     except (OSError, ValueError):
         return None
     found = at_path(metrics, "best.test.auroc_macro")
-    if not isinstance(found, dict) or at_path(metrics, "search.best_trial") != best_trial:
+    if not isinstance(found, dict) or not _is_of_best(metrics, study):
         return None
     figure = {key: found.get(key) for key in ("value", "low", "high")}
     return figure if isinstance(figure["value"], float) else None
+
+
+def _is_of_best(metrics: Any, study: Study) -> bool:
+    """Whether figures are of the trial, and of the seed where it was confirmed, that is the best one now."""
+    best = study.best_trial
+    if at_path(metrics, "search.best_trial") != (best.number if best else None):
+        return False
+    index = at_path(metrics, "confirmation.chosen.index")  # of a report of a version that did not say whose it is
+    told = {"trial": at_path(metrics, "search.best_trial")} | ({} if index is None else {"index": index})
+    return is_made_by(at_path(metrics, "made_by.best") or told, study.best)

@@ -66,8 +66,9 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
             for model, splits in baselines.items()
             if best
         },
-        **_openings(study),
+        **openings_of(study),
         **folds.figures(study.predictions.get("best")),
+        "made_by": {model: _maker(predictions) for model, predictions in study.predictions.items()},
         "protocol": _protocol(study, best, num_resamples=num_resamples, seed=seed),
         "search": _search(study),
         "confirmation": confirmation(study),
@@ -158,10 +159,19 @@ def _differences(best: Scored, other: Scored) -> dict[str, Any]:
     }
 
 
-def _openings(study: Study) -> dict[str, Any]:
-    """Passes over the study's own test fold; one over other recordings, with a checkpoint of the study, is none."""
+def _maker(predictions: Predictions) -> dict[str, Any]:
+    """Which trial, which of its seeds where it was confirmed, and which weights a model is."""
+    return {key: predictions.made_by[key] for key in ("trial", "index", "digest") if key in predictions.made_by}
+
+
+def openings_of(study: Study) -> dict[str, Any]:
+    """Passes over the study's own test fold; one over other recordings, with a checkpoint of the study, is none.
+
+    Where no start of the study says which recordings are its own, as earlier versions did not, all passes count.
+    """
     keys = ("time", "model", "trial", "records")
-    stores = {event.get("store") for event in study.of_event("study_started")}
+    starts = (*study.of_event("study_started"), *study.of_event("study_resumed"))
+    stores = {event.get("store") for event in starts} - {None}
     openings = [
         {key: event.get(key) for key in keys}
         for event in study.of_event("test_fold_opened")
@@ -260,4 +270,4 @@ def figures_of_split(predictions: Predictions, split: str, *, num_resamples: int
 
 def summary_of(study: Study) -> dict[str, Any]:
     """What the search did and how often the test fold was opened, as in `figures`; nothing is resampled."""
-    return _search(study) | _openings(study)
+    return _search(study) | openings_of(study)

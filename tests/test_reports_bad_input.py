@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from reports.report import build
-from tests.test_reports_report import CLASSES, write_study
+from tests.test_reports_report import CLASSES, write_predictions, write_study
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,29 @@ def test_a_damaged_checkpoint_is_named_and_the_best_trial_is_that_of_the_table(s
     metrics, page = rebuilt(study_dir)
     assert "checkpoints/best_1/checkpoint.json is not readable JSON" in head(page)
     assert metrics["search"]["best_trial"] == 2
+    assert metrics["best"]["test"]["auroc_macro"]["value"] > 0.5
+    assert "Which model is the best cannot be read" in head(page)
+    assert "the figures are trial 2’s" in head(page)
+    assert "has become the best since" not in head(page)
+
+
+@pytest.mark.parametrize("made_by", [{"trial": 0, "digest": "d"}, {"trial": 0, "digest": "d", "index": 3}])
+def test_without_a_checkpoint_the_predictions_are_shown_as_whose_they_say_they_are(study_dir, made_by):
+    (study_dir / "checkpoints" / "best_1" / "checkpoint.json").unlink()
+    path = study_dir / "report" / "predictions.parquet"
+    write_predictions(path, pd.read_parquet(path), made_by)
+    metrics, page = rebuilt(study_dir)
+    assert metrics["search"]["best_trial"] == 0
+    assert metrics["best"]["test"]["auroc_macro"]["value"] > 0.5
+    assert "the figures are trial 0’s" in head(page)
+
+
+def test_figures_of_which_nothing_says_whose_they_are_have_a_caution(study_dir):
+    every_table(study_dir, lambda table: table)  # pandas drops what the file says of its maker
+    assert "say which trial the figures are of" not in head(rebuilt(study_dir)[1])  # the events do
+    lines = (study_dir / "events.jsonl").read_text().splitlines()
+    (study_dir / "events.jsonl").write_text("\n".join(line for line in lines if "test_fold_opened" not in line) + "\n")
+    assert "they are shown as trial 2’s, which is the best one now" in head(rebuilt(study_dir)[1])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -4,11 +4,12 @@ import json
 import shutil
 import statistics
 
+import pandas as pd
 import pytest
 import yaml
 
 from reports.folder import read_study
-from tests.test_reports_report import TRIALS, change_json, change_yaml, rebuilt, section, write_study
+from tests.test_reports_report import TRIALS, change_json, change_yaml, rebuilt, section, write_predictions, write_study
 
 VALUES = {2: (0.61, 0.66, 0.58), 0: (0.64, 0.65, 0.66)}
 """Of each seed; the search's best is trial 2 with 0.68, trial 0 has 0.66."""
@@ -59,6 +60,7 @@ def confirm(study_dir):
     add_events(study_dir, [{"event": "confirmation_chosen", **chosen, "ranking": ranking}])
     confirmed = {key: chosen[key] for key in ("index", "seed", "mean", "sd", "seeds", "estimate")}
     change_json(study_dir / "checkpoints" / "best_1" / "checkpoint.json", trial=0, value=0.65, confirmed=confirmed)
+    write_made_by(study_dir, {"trial": 0, "digest": "d", "index": 2})
 
 
 def test_estimate_mean_spread_and_shrinkage_are_those_of_the_events(study_dir):
@@ -133,8 +135,6 @@ def test_a_confirmation_that_has_not_begun_is_announced(study_dir):
 def test_figures_of_another_seed_of_the_same_trial_are_not_shown_for_the_delivered_one(study_dir):
     confirm(study_dir)
     best = study_dir / "checkpoints" / "best_1" / "checkpoint.json"
-    made_by = {"trial": 0, "digest": "d", "index": 2}
-    write_made_by(study_dir, made_by)
     assert "best" in read_study(study_dir).predictions
     change_json(best, confirmed=json.loads(best.read_text())["confirmed"] | {"index": 1})
     read = read_study(study_dir)
@@ -144,14 +144,8 @@ def test_figures_of_another_seed_of_the_same_trial_are_not_shown_for_the_deliver
 
 
 def write_made_by(study_dir, made_by):
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = study_dir / "report" / "predictions.parquet"
-    table = pa.Table.from_pandas(pd.read_parquet(path), preserve_index=False)
-    metadata = {**table.schema.metadata, b"heartsweep.made_by": json.dumps(made_by).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    write_predictions(path, pd.read_parquet(path), made_by)
 
 
 def test_trials_that_completed_after_the_choice_are_pointed_out(study_dir):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from reports.folder import read_predictions, read_study
+from tests.test_reports_report import write_predictions
 
 
 @pytest.fixture
@@ -36,6 +37,50 @@ def test_a_folder_without_a_study_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"is no study's folder, it lacks study.yaml: .*study_dir=DIR$") as refused:
         read_study(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_mistakes_that_were_drawn_of_other_weights_are_not_shown_for_these(folder):
+    made_by = {"trial": 0, "digest": "a"}
+    (folder / "report" / "errors").mkdir(parents=True)
+    write_predictions(folder / "report" / "predictions.parquet", table(), made_by)
+    listed = folder / "report" / "errors" / "errors.json"
+    for whose, shown in ((made_by, True), (made_by | {"digest": "b"}, False), (made_by | {"index": 2}, False)):
+        listed.write_text(json.dumps({"made_by": whose, "num_mistakes": 1, "mistakes": [{"record_id": "a"}]}))
+        assert bool(read_study(folder).errors) == shown
+    listed.write_text(json.dumps({"reason": "memory"}))
+    assert read_study(folder).errors == {"reason": "memory"}
+
+
+def write_checkpoint(folder, name, **described):
+    (folder / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints" / name / "checkpoint.json").write_text(json.dumps(described))
+
+
+def test_predictions_that_do_not_say_whose_they_are_are_of_the_trial_of_the_last_pass(folder):
+    (folder / "report").mkdir()
+    table().to_parquet(folder / "report" / "predictions.parquet")
+    passed = [{"event": "test_fold_opened", "model": "best", "trial": trial} for trial in (1, 4)]
+    write_events(folder, *passed, {"event": "test_fold_opened", "model": "default_configuration", "trial": 0})
+    write_checkpoint(folder, "best_1", trial=4)
+    assert read_study(folder).predictions["best"].made_by == {"trial": 4}
+    write_checkpoint(folder, "best_1", trial=7)
+    read = read_study(folder)
+    assert (read.outdated, "best" in read.predictions) == (4, False)
+    write_events(folder)
+    assert read_study(folder).predictions["best"].made_by == {}
+
+
+def test_predictions_of_another_trial_are_not_the_default_configurations(folder):
+    (folder / "report").mkdir()
+    write_checkpoint(folder, "default", trial=0)
+    path = folder / "report" / "predictions_default_configuration.parquet"
+    write_predictions(path, table(), {"trial": 0, "digest": "d"})
+    assert "default_configuration" in read_study(folder).predictions
+    write_predictions(path, table(), {"trial": 5, "digest": "d"})
+    read = read_study(folder)
+    assert read.predictions == {}
+    said = "predictions_default_configuration.parquet is of trial 5, the default configuration is trial 0"
+    assert read.problems == (f"{said}; predictions_default_configuration.parquet is left out",)
 
 
 def test_a_damaged_configuration_is_refused_in_one_line(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from reports.index import build, refresh, studies_in
 from reports.report import build as build_report
-from tests.test_reports_report import write_study
+from tests.test_reports_report import change_json, write_study
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,26 @@ def test_a_line_has_the_figures_of_its_study(rows, gathered):
     assert (reported["best_trial"], reported["test_fold_openings"]) == (2, 3)
     assert (reported["status"], later["status"]) == ("running, or killed", "finished")
     assert later["test"] is None
+
+
+def test_a_look_with_its_checkpoint_at_other_recordings_is_none_at_its_test_fold(tmp_path):
+    study = write_study(tmp_path / "runs" / "one")
+    events = (study / "events.jsonl").read_text().splitlines()
+    first = json.dumps(json.loads(events[0]) | {"store": "own"})
+    other = json.dumps({"event": "test_fold_opened", "model": "best_1", "store": "other"})
+    (study / "events.jsonl").write_text("\n".join([first, *events[1:], other, ""]))
+    build(tmp_path / "runs")
+    assert json.loads((tmp_path / "runs" / "studies.json").read_text())[0]["test_fold_openings"] == 3
+
+
+def test_a_figure_of_another_seed_of_the_best_trial_is_not_its_test_figure(tmp_path):
+    study = write_study(tmp_path / "runs" / "one")
+    build_report(study, num_resamples=10)
+    build(tmp_path / "runs")
+    assert json.loads((tmp_path / "runs" / "studies.json").read_text())[0]["test"] is not None
+    change_json(study / "checkpoints" / "best_1" / "checkpoint.json", confirmed={"index": 2})
+    build(tmp_path / "runs")
+    assert json.loads((tmp_path / "runs" / "studies.json").read_text())[0]["test"] is None
 
 
 def test_a_report_is_linked_by_a_path_that_moves_with_the_folder(page, rows):

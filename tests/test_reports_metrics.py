@@ -5,7 +5,7 @@ import pytest
 
 from reports.folder import Predictions, Study
 from reports.html import render
-from reports.metrics import figures
+from reports.metrics import figures, openings_of
 
 
 def predictions(seed, of_model, num_records, num_classes):
@@ -17,6 +17,22 @@ def predictions(seed, of_model, num_records, num_classes):
     scores = np.round(np.random.default_rng((seed, of_model)).random(targets.shape), 1)
     ids = np.array([f"r{row}" for row in range(num_records)])
     return Predictions(tuple(f"c{k}" for k in range(num_classes)), ids, patients, splits, targets, scores)
+
+
+@pytest.mark.parametrize(
+    ("starts", "counted"),
+    [
+        ([{"event": "study_started"}], 3),  # of an earlier version
+        ([{"event": "study_started", "store": "a"}], 2),
+        ([{"event": "study_started"}, {"event": "study_resumed", "store": "a"}], 2),
+        ([{"event": "study_started", "store": "a"}, {"event": "study_resumed", "store": "b"}], 3),
+        ([], 3),
+    ],
+)
+def test_a_pass_counts_unless_it_was_over_recordings_that_are_known_to_be_others(starts, counted):
+    passes = [{"event": "test_fold_opened", "model": "best"} | of for of in ({}, {"store": "a"}, {"store": "b"})]
+    found = openings_of(Study("s", {}, (*starts, *passes), 0, (), {}, {}, {}))
+    assert found["test_fold_openings"] == len(found["openings"]) == counted
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -9,10 +9,13 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from reports.folder import MADE_BY, PREDICTIONS
 from reports.report import build
 
 CLASSES = ("NORM", "MI", "<b>odd & name</b>", "RARE")
@@ -92,10 +95,10 @@ def write_study(folder):
             events.append({"event": "epoch", "trial": number, "epoch": epoch, "stage": stage, "metrics": metrics})
         shared = {"number": number, "state": state, "value": values[-1], "epochs": num_epochs}
         rows.append(shared | {"seconds": 10.0, "reason": reason} | params)
-    for model in ("best", "random_encoder", "default_configuration"):
-        events.append(
-            {"time": "2026-01-01T01:00:00+00:00", "event": "test_fold_opened", "model": model, "records": 200}
-        )
+    makers = {"best": 2, "random_encoder": None, "default_configuration": 0}
+    for model, trial in makers.items():
+        opening = {"time": "2026-01-01T01:00:00+00:00", "event": "test_fold_opened"}
+        events.append(opening | {"model": model, "trial": trial, "records": 200})
     (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
     pd.DataFrame(rows).to_parquet(folder / "trials.parquet")
     for name, number in (("best_1", 2), ("default", 0)):
@@ -103,9 +106,18 @@ def write_study(folder):
         (folder / "checkpoints" / name).mkdir(parents=True)
         described = {"contract": {"label_kind": "multilabel", "leads": ["I", "II"]}, "run": config}
         (folder / "checkpoints" / name / "checkpoint.json").write_text(json.dumps(content | described))
-    for file, gap in (("", 1.6), ("_random_encoder", 0.6), ("_default_configuration", 1.5)):
-        predictions(gap).to_parquet(folder / "report" / f"predictions{file}.parquet")
+    for (model, trial), gap in zip(makers.items(), (1.6, 0.6, 1.5), strict=True):
+        made_by = {"trial": trial, "digest": f"of {model}"}
+        write_predictions(folder / "report" / PREDICTIONS[model], predictions(gap), made_by)
     return folder
+
+
+def write_predictions(path, table, made_by):
+    """As the evaluation writes them, which needs torch for other reasons."""
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    pq.write_table(
+        content.replace_schema_metadata({**content.schema.metadata, MADE_BY: json.dumps(made_by).encode()}), path
+    )
 
 
 @pytest.fixture(scope="module")

@@ -98,21 +98,41 @@ def passed_models(study: Study) -> set[str]:
     return single | (members if "ensemble" in study.predictions else set())
 
 
+def _of_whom(study: Study) -> list[str]:
+    """What must be said where it is not certain that the figures are the best model's."""
+    if "best" not in study.predictions:
+        return []
+    trial = study.predictions["best"].made_by.get("trial")
+    if study.best and trial is not None:
+        return []
+    if study.best:
+        return [
+            f"Neither the saved predictions nor the events say which trial the figures are of: they are shown as trial"
+            f" {study.best.get('trial')}’s, which is the best one now."
+        ]
+    shown = "the saved predictions, which do not say whose they are" if trial is None else f"trial {trial}’s"
+    return [
+        "Which model is the best cannot be read, as checkpoints/best_1/checkpoint.json is missing or damaged: the"
+        f" figures are {shown}."
+    ]
+
+
 def cautions(study: Study, metrics: dict[str, Any]) -> list[str]:
     """What in this study limits what its figures mean; only what applies."""
     found = []
-    if study.outdated is not None and study.outdated == study.best["trial"]:
+    if study.outdated is not None and study.outdated == study.best.get("trial"):
         found.append(
             f"Another seed of trial {study.outdated} has been chosen since one of it was evaluated on the test fold,"
             " whose figures are not shown for it: the line that searched, typed again, evaluates it."
         )
     elif study.outdated is not None:
         found.append(
-            f"Trial {study.best['trial']} has become the best since trial {study.outdated} was evaluated on the test"
-            " fold, whose figures are not shown for it: the line that searched, typed again, evaluates it."
+            f"Trial {study.best.get('trial')} has become the best since trial {study.outdated} was evaluated on the"
+            " test fold, whose figures are not shown for it: the line that searched, typed again, evaluates it."
         )
     elif "test" not in metrics["best"] and "best" not in study.refused:
         found.append("The best trial has not been evaluated on the test fold: there is no figure to quote yet.")
+    found += _of_whom(study)
     # the best trial may be the default configuration: two files by one model
     num_models = len(passed_models(study))
     if metrics["test_fold_openings"] > num_models > 0:
