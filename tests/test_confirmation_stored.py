@@ -81,3 +81,13 @@ def test_a_copy_to_be_read_names_the_delivered_model_and_brings_no_weights(tmp_p
     assert delivered == copied
     assert "confirmed" in copied
     assert not list(study.path.rglob("model.safetensors"))
+
+
+def test_a_driver_over_a_copy_that_was_read_brings_the_delivered_models_weights(tmp_path, unbroken, monkeypatch):
+    objects = Objects(unbroken.objects.held)
+    monkeypatch.setattr(stored_module, "RemoteFolder", lambda url: objects)
+    machine = Machine(tmp_path, objects, unbroken.launch)
+    copy_of_stored(machine.study, "s3://memory/study")
+    assert not (machine.study.checkpoints / "best_1" / "model.safetensors").exists()
+    confirm(machine)
+    check_confirmed(machine.study.path, machine.launch)
