@@ -17,9 +17,9 @@ import numpy as np
 from search_spaces.choice import Candidate, choose
 from search_spaces.ledger import Ledger, TrialRecord, run_number
 from trainables import retention
-from trainables.checkpoint import DESCRIPTION, WEIGHTS, describe
+from trainables.checkpoint import DESCRIPTION, copy_weights, describe
 from trainables.failures import COUNTS, MAX_REASON, InterruptedTrial
-from trainables.files import copy_atomically, writing_to
+from trainables.files import writing_to
 from trainables.retention import CONFIRMED
 from trainables.settings import Run
 from trainables.state import LAST, best_path, drop_state, read_place, write_attempt
@@ -329,15 +329,17 @@ class Confirmation:
             self.states.fetch(running, run.key, weights.name)
             if weights.exists():  # else somebody has deleted the model since: only a choice would need it
                 self._keep(run, weights)
+        # a driver killed after it kept the model may not have stored it; its folder of the run is then still here
+        if run.state == "COMPLETE" and running.exists() and (kept / DESCRIPTION).exists():
+            self.states.push(kept)
         drop_state(running)
         self.states.drop(run.number)
 
     def _keep(self, run: SeedRun, weights: Path) -> None:
         kept = retention.confirmed_path(self.folder, run.trial, run.index)
-        copy_atomically(weights, kept / WEIGHTS)
+        copy_weights(weights, kept)
         description = self._ledger.describe(run, self.run_of(run))
         describe(kept, description | {"trial": run.trial, CONFIRMED: {"index": run.index, "seed": run.seed}})
-        self.states.push(kept)
 
     # -------- the choice
 

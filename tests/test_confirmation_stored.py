@@ -81,3 +81,40 @@ def test_a_copy_to_be_read_names_the_delivered_model_and_brings_no_weights(tmp_p
     assert delivered == copied
     assert "confirmed" in copied
     assert not list(study.path.rglob("model.safetensors"))
+
+
+def test_a_driver_over_a_copy_that_was_read_brings_the_delivered_models_weights(tmp_path, unbroken, monkeypatch):
+    objects = Objects(unbroken.objects.held)
+    monkeypatch.setattr(stored_module, "RemoteFolder", lambda url: objects)
+    machine = Machine(tmp_path, objects, unbroken.launch)
+    copy_of_stored(machine.study, "s3://memory/study")
+    assert not (machine.study.checkpoints / "best_1" / "model.safetensors").exists()
+    confirm(machine)
+    check_confirmed(machine.study.path, machine.launch)
+
+
+def test_a_model_that_was_kept_and_not_stored_when_the_driver_died_is_stored_by_the_next(
+    tmp_path, unbroken, monkeypatch
+):
+    begun = [b"confirmation_started" in b"".join(held.values()) for held in unbroken.objects.before]
+    objects = Objects(unbroken.objects.before[begun.index(True)])
+
+    class Killed(BaseException):
+        pass
+
+    def killed(stored, folder):
+        assert (folder / "checkpoint.json").exists()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stored_module.Stored, "push", killed)
+        confirm(Machine(tmp_path / "first", objects, unbroken.launch))
+    machine = confirm(Machine(tmp_path / "first", objects, unbroken.launch))
+    check_confirmed(machine.study.path, machine.launch)
+    assert objects.names("checkpoints/confirmed/") == unbroken.objects.names("checkpoints/confirmed/")
+    assert not objects.names("running/")
+    pushed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_module.Stored, "push", lambda stored, folder: pushed.append(folder))
+        confirm(Machine(tmp_path / "first", objects, unbroken.launch))
+    assert pushed == []  # what is there is not sent again

@@ -32,6 +32,7 @@ from tests.test_search_spaces_ledger import (
 from trainables.checkpoint import read_description
 from trainables.failures import InterruptedTrial
 from trainables.files import read_tensors
+from trainables.state import PRETEXT
 from trainables.study import StudyError
 
 SEARCHED = ("scheduler=fifo", "search.num_trials=6")
@@ -263,6 +264,14 @@ def run_one_more_epoch(folder, launch, number):
     trainer = SeedTrainer(run, launch.run, confirmation_folder)
     if trainer.state.epoch < launch.task.num_epochs:
         trainer.epoch()
+
+
+def test_what_a_masked_method_reconstructs_with_lies_beside_the_model_that_is_delivered(study):
+    def with_pretext(run):
+        (study / "running" / f"{run.number:04d}" / PRETEXT).write_text(run.name)
+
+    chosen = confirm(study, launch_of(*CONFIRM), faults=with_pretext).chosen
+    assert (study / "checkpoints" / "best_1" / PRETEXT).read_text() == f"trial {chosen['trial']}, seed {chosen['index']}"
 
 
 def test_a_run_whose_machine_is_lost_goes_on_and_one_that_is_interrupted_too_often_fails_alone(study):

@@ -82,6 +82,12 @@ def test_each_fold_is_the_run_with_its_split_bit_for_bit(compose_run, recordings
         assert "train/loss_sd" not in result
 
 
+def test_no_fold_keeps_a_pretext_task_that_nobody_would_write(unbroken):
+    state, _, copies = unbroken
+    assert [fold.pretext_weights for fold in state.folds] == [{}, {}]
+    assert not list(copies.rglob("pretext.safetensors"))
+
+
 def test_both_stages_of_all_folds_lie_on_one_axis(unbroken):
     state, told, _ = unbroken
     assert [(result["epoch"], result["stage"]) for result in told] == [

@@ -42,6 +42,9 @@ class FoldState(TrainState):
         """Keep the weights of this epoch until the unit has looked at them."""
         self.offered = self.kept_weights(classifier)
 
+    def keep_pretext(self) -> None:
+        """Nothing: k models have no reconstructions, and what is kept here nobody would write or free."""
+
 
 @dataclass
 class UnitState(TrainState):

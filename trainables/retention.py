@@ -73,10 +73,11 @@ def deliver(
     first = study.checkpoints / "best_1"
     confirmed = {key: chosen[key] for key in ("index", "seed", "mean", "sd", "seeds", "estimate")}
     described = read_description(first) if (first / DESCRIPTION).exists() else {}
-    if (described.get("trial"), described.get(CONFIRMED)) == (chosen["trial"], confirmed):
+    is_there = not weights or (first / WEIGHTS).exists()  # a copy that was made to be read has brought none
+    if is_there and (described.get("trial"), described.get(CONFIRMED)) == (chosen["trial"], confirmed):
         return
     source = confirmed_path(study, chosen["trial"], chosen["index"])
-    if not (source / DESCRIPTION).exists():
+    if not (source / DESCRIPTION).exists() or (weights and not (source / WEIGHTS).exists()):
         raise StudyError(f"{source} holds the model that was chosen and is gone: restore it")
     description = read_description(source) | {CONFIRMED: confirmed}
     _write(study.checkpoints / ".delivered", source / WEIGHTS if weights else None, description)
