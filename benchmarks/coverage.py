@@ -11,7 +11,10 @@ interval is compared with percentiles over resamples in which a lacking class co
 
 Folds are independent, so they are shared out among processes; the figures follow from the seed alone.
 
-python benchmarks/coverage.py [--short] [--folds 2000] [--resamples 1000] [--workers 2] [--seed 0] [--json FILE]
+With --pairs it looks at differences of two models instead: how often p is at most 0.05 between equally good ones, and
+how often the interval holds a true difference.
+
+python benchmarks/coverage.py [--short] [--pairs] [--folds N] [--resamples 1000] [--workers 2] [--seed 0] [--json FILE]
 """
 
 from __future__ import annotations
@@ -242,17 +245,81 @@ def figures_of(held: Held, cells: Sequence[tuple[int, float]]) -> list[Figure]:
     return figures
 
 
+# -------- differences of two models
+
+
+def pair(rng: Any, num_classes: int, num_positive: int, gaps: tuple[float, float]) -> tuple[Any, Any]:
+    """Two models on one fold of 300 patients, each with its influences; `gaps` part their positives and negatives."""
+    import numpy as np
+
+    from reports.statistics.influence import influence
+    from reports.statistics.intervals import Bootstrap
+
+    patients = np.repeat(np.arange(300), rng.integers(1, 4, 300))
+    kinds = np.zeros((300, num_classes))
+    for index in range(num_classes):
+        kinds[rng.choice(300, num_positive, replace=False), index] = 1
+    targets = kinds[patients]
+    shared = 0.6 * rng.normal(size=kinds.shape)[patients] + 0.4 * rng.normal(size=targets.shape)
+    models = []
+    for gap in gaps:
+        own = 0.7 * rng.normal(size=kinds.shape)[patients] + 0.7 * rng.normal(size=targets.shape)
+        scores = shared + 0.7 * own + gap * targets
+        found = tuple(influence(*columns, patients) for columns in zip(targets.T, scores.T, strict=True))
+        models.append(
+            Bootstrap(np.zeros((2, num_classes, 1)), np.zeros((2, 1)), np.ones(num_classes, int), 1, 0, found)
+        )
+    return models[0], models[1]
+
+
+def paired_folds(num_folds: int, num_classes: int, num_positive: int) -> tuple[float, float, float]:
+    """Shares of folds: p <= 0.05 between equally good models (AUROC, AUPRC), and a true difference in AUROC held."""
+    import numpy as np
+
+    spread = math.sqrt(2 * (0.36 + 0.16 + 0.49 * 0.98))
+    better, worse = 2.0, 1.4
+    truth = NormalDist().cdf(better / spread) - NormalDist().cdf(worse / spread)
+    rejected, held = np.zeros(2), 0
+    for fold in range(num_folds):
+        rng = np.random.default_rng([fold, num_classes, num_positive])
+        one, other = pair(rng, num_classes, num_positive, (1.5, 1.5))
+        for row, metric in enumerate(METRICS):
+            _, p = one.of_difference(other, metric)
+            rejected[row] += p is not None and p <= 0.05
+        one, other = pair(rng, num_classes, num_positive, (better, worse))
+        found, _ = one.of_difference(other, "auroc")
+        held += found.low is not None and found.low <= truth <= found.high
+    return float(rejected[0] / num_folds), float(rejected[1] / num_folds), held / num_folds
+
+
+def figures_of_pairs(num_folds: int) -> list[Figure]:
+    """The table of docs/statistics.md."""
+    figures = []
+    for num_classes in (1, 5):
+        for num_positive in (2, 5, 10, 20, 50):
+            auroc, auprc, held = paired_folds(num_folds, num_classes, num_positive)
+            of = f"{num_classes} x {num_positive} positive"
+            figures.append(Figure(f"p <= 0.05, auroc, {of}", auroc, "of folds", target=0.05))
+            figures.append(Figure(f"p <= 0.05, auprc, {of}", auprc, "of folds", target=0.05))
+            figures.append(Figure(f"true difference held, {of}", held, "of folds", target=0.95))
+    return figures
+
+
 def main() -> None:
     """Simulate, and tell the coverage of every cell."""
     arguments = parse_arguments(
         __doc__ or "",
         ("--short", {"action": "store_true", "help": "100 folds, 100 resamples: a look, not a measurement"}),
+        ("--pairs", {"action": "store_true", "help": "differences of two models instead"}),
         ("--folds", {"type": int, "default": 2000, "metavar": "N", "help": "simulated folds (2000)"}),
         ("--resamples", {"type": int, "default": 1000, "metavar": "R", "help": "bootstrap resamples of each (1000)"}),
         ("--workers", {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "processes"}),
         ("--seed", {"type": int, "default": 0, "help": "of the first fold"}),
     )
     num_folds, num_resamples = (100, 100) if arguments.short else (arguments.folds, arguments.resamples)
+    if arguments.pairs:
+        publish(figures_of_pairs(num_folds), arguments.json)
+        return
     cells = [(num_positive, area) for num_positive in NUM_POSITIVE for area in AREAS]
     held = measured(num_folds, num_resamples, num_workers=arguments.workers, seed=arguments.seed, cells=cells)
     publish(figures_of(held, cells), arguments.json)

@@ -1,7 +1,7 @@
 """Studies side by side: what was set otherwise, what each found, and whether the difference is one.
 
-Two best trials are compared on the test records that both studies predicted, in the same resamples of the same
-patients; figures on different records, or under other labels, are never subtracted.
+Two best trials are compared on the test records that both studies predicted, patient by patient; figures on different
+records, or under other labels, are never subtracted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from reports.metrics import figures_of_split, summary_of
 from reports.provenance import provenance
 from reports.report import put
 from reports.sections.trials import outcomes
-from reports.statistics.discrimination import Floats, auroc, average_precision
-from reports.statistics.intervals import CONFIDENCE, METRICS, Bootstrap, Interval, bootstrap
+from reports.statistics.discrimination import auroc, average_precision
+from reports.statistics.intervals import CONFIDENCE, METRICS, Bootstrap, bootstrap
 
 PLACES = (
     "command",
@@ -53,7 +53,7 @@ def build(study_dirs: Sequence[Path], folder: Path, *, num_resamples: int = 1000
     Args:
         study_dirs: two studies or more; the others are held against the first.
         folder: where the two files go.
-        num_resamples: bootstrap resamples of every interval.
+        num_resamples: bootstrap resamples that show the bias of an AUPRC.
         seed: of the resamples.
 
     Returns:
@@ -228,38 +228,20 @@ def _with_records(predictions: Predictions, ids: Any) -> Predictions:
 def _of_metric(
     metric: str, pair: tuple[Predictions, Predictions], drawn: tuple[Bootstrap, Bootstrap]
 ) -> dict[str, Any]:
-    """One macro metric of both, their difference, and how often resamples say otherwise."""
+    """One macro metric of both, their difference, and the p-value of none."""
     values = [_macro(metric, of) for of in pair]
-    samples = drawn[0].macro[METRICS.index(metric)] - drawn[1].macro[METRICS.index(metric)]
-    whole = drawn[0].num_macro == samples.size
+    interval, p = drawn[0].of_difference(drawn[1], metric)
     return {
-        "study": _json(drawn[0].of_macro(metric, values[0])),
-        "first": _json(drawn[1].of_macro(metric, values[1])),
-        "difference": _json(drawn[0].of_difference(drawn[1], metric, values[0] - values[1])),
-        "p": p_value(samples) if whole else None,
+        "study": drawn[0].of_macro(metric, values[0]).as_json(),
+        "first": drawn[1].of_macro(metric, values[1]).as_json(),
+        "difference": interval.as_json(),
+        "p": p,
     }
 
 
 def _macro(metric: str, predictions: Predictions) -> float:
     of = {"auroc": auroc, "auprc": average_precision}[metric]
     return float(np.mean([of(*column) for column in zip(predictions.targets.T, predictions.scores.T, strict=True)]))
-
-
-def _json(interval: Interval) -> dict[str, Any]:
-    bounds: dict[str, Any] = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return bounds | ({"reason": interval.reason} if interval.reason else {})
-
-
-def p_value(samples: Floats) -> float:
-    """Two-sided p-value of no difference: twice the smaller share of resamples on either side of zero.
-
-    The value as it came counts as one of the resamples (Davison and Hinkley 1997, sec. 4.2), so that none is 0.
-
-    Args:
-        samples: (R,) differences in resamples.
-    """
-    sides = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
-    return min(1.0, 2 * (sides + 1) / (samples.size + 1))
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -45,7 +45,8 @@ def difference(interval: dict[str, Any], digits: int = 3) -> Markup:
     """A signed difference and its interval."""
     value = signed(interval["value"], digits)
     if interval["low"] is None:
-        return Markup(f'<b>{value}</b> <span class="ci">no interval</span>')
+        reason = escape(interval.get("reason", ""))
+        return Markup(f'<b>{value}</b> <span class="ci" title="{reason}">no interval</span>')
     bounds = f"{signed(interval['low'], digits)} to {signed(interval['high'], digits)}"
     return Markup(f'<b>{value}</b> <span class="ci">{bounds}</span>')
 
@@ -64,7 +65,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def chance(p_value: float | None) -> str:
-    """A p-value as text: three digits, as far as the resamples tell."""
+    """A p-value as text: three digits."""
     if p_value is None:
         return ""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
@@ -73,7 +74,7 @@ def chance(p_value: float | None) -> str:
 def verdict(interval: dict[str, Any]) -> str:
     """What a difference's interval says, and no more than it says."""
     if interval["low"] is None:
-        return "no interval"
+        return str(interval.get("reason", "no interval"))
     if interval["low"] > 0:
         return "best is higher"
     return "best is lower" if interval["high"] < 0 else "not told apart"

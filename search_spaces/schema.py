@@ -195,7 +195,7 @@ class Evaluate(Settings):
 
     fold: Literal["valid", "test"] | int
     num_resamples: int = Field(ge=1)
-    """Bootstrap resamples (by patient) behind every interval of a difference."""
+    """Bootstrap resamples (by patient) behind the bias of AUPRCs, calibration and differences of subgroups."""
     threshold: Literal["f1", "youden", "sensitivity"] = "f1"
     """How each class's threshold is chosen on validation."""
     min_sensitivity: float = Field(default=0.9, gt=0, le=1)

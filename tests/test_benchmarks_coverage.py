@@ -80,3 +80,10 @@ def test_every_cell_becomes_a_figure_and_the_promise_is_held_against_its_limits(
     assert figures["auroc, class 0.97, 8 positive"].baseline < figures["auroc, class 0.97, 8 positive"].value
     assert figures["lowest promised"].target == 0.93
     assert figures["highest promised"].target == 0.97
+
+
+def test_a_difference_of_two_models_holds_the_truth_and_one_of_two_positives_is_hardly_ever_found(benchmark):
+    auroc, auprc, held = benchmark.paired_folds(60, 1, 20)
+    assert max(auroc, auprc) < 0.15
+    assert held > 0.85
+    assert max(benchmark.paired_folds(60, 1, 2)[:2]) < 0.06

@@ -13,6 +13,7 @@ import yaml
 from reports.report import build
 from reports.statistics.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
 
+METHODS = (Path(__file__).parents[1] / "reports" / "sections" / "methods.html").read_text(encoding="utf-8")
 PAGE = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text(encoding="utf-8")
 
 
@@ -75,3 +76,16 @@ def test_the_coverage_table_keeps_what_the_page_promises():
         for number in map(str, (20, 50, 200)):
             assert all(93 <= value <= 97 for value in table[metric, number])
         assert all(93 <= value <= 97 for value in table[metric, f"macro from {ENOUGH_PATIENTS}"])
+
+
+def test_the_table_of_pairs_keeps_what_the_methods_promise():
+    lines = PAGE.split("<!-- pairs -->")[1].split("\n\n")[1].strip().splitlines()[2:]
+    rows = {}
+    for line in lines:
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows[tuple(map(int, name.split(", ")))] = list(map(float, cells))
+    assert set(rows) == {(num_classes, number) for num_classes in (1, 5) for number in (2, 5, 10, 20, 50)}
+    alarms = [share for (_, number), cells in rows.items() if number > 2 for share in cells[:2]]
+    promised = f"{round(min(alarms))}–{round(max(alarms))} %"
+    assert f"p was at most 0.05 in {promised} where 5 to 50 patients" in METHODS
+    assert all(cells[2] >= 94 for (_, number), cells in rows.items() if number >= 20)

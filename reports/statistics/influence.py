@@ -100,18 +100,39 @@ class Influence:
         patients. Twice the square of a variance over the variance of its estimate is m - 1 for normal values; few
         patients who are ranked badly among many who are ranked well make it smaller, and the smaller one counts.
         """
-        sizes = (self.num_positive_patients, self.num_negative_patients)
-        parts = self.parts
-        squares = [np.sum(part**2, axis=1) for part in parts]
-        total = np.sum(self.total**2, axis=1)
-        normal = sum(square**2 / max(size - 1, 1) for square, size in zip(squares, sizes, strict=True))
-        fourth = sum(
-            np.sum(np.square(part**2), axis=1) - square**2 / size
-            for part, square, size in zip(parts, squares, sizes, strict=True)
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.minimum(total**2 / normal, 2 * total**2 / np.maximum(fourth, 0.0))
-        return np.maximum(np.where(np.isfinite(found), found, 1.0), 1.0)
+        return satterthwaite(self.parts, (self.num_positive_patients, self.num_negative_patients))
+
+
+def satterthwaite(parts: tuple[Floats, Floats], sizes: tuple[int, int]) -> Floats:
+    """(2,) degrees of freedom of the variance that (2, I) scaled influences of positives and of negatives make."""
+    squares = [np.sum(part**2, axis=1) for part in parts]
+    total = np.sum((parts[0] + parts[1]) ** 2, axis=1)
+    normal = sum(square**2 / max(size - 1, 1) for square, size in zip(squares, sizes, strict=True))
+    fourth = sum(
+        np.sum(np.square(part**2), axis=1) - square**2 / size
+        for part, square, size in zip(parts, squares, sizes, strict=True)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.minimum(total**2 / normal, 2 * total**2 / np.maximum(fourth, 0.0))
+    return np.maximum(np.where(np.isfinite(found), found, 1.0), 1.0)
+
+
+def of_difference(one: Influence, other: Influence) -> tuple[Floats, Floats]:
+    """(2, I) influences of the patients on one model's METRICS less another's, and (2,) degrees of freedom.
+
+    Each patient's influence on the one less that on the other: what both models owe to the same patient cancels. Scaled
+    by m / (m - 1) as `Influence.parts`, but not moderated: the prior is of an area, and says nothing of a difference.
+    The degrees of freedom are at most m - 1, m patients of the rarer kind: where these happen to scatter little the
+    other kind seems to make the variance, which is then too small and would pass for well known.
+
+    Args:
+        one: of a class with two positive and two negative patients at least.
+        other: of the same records.
+    """
+    sizes = (one.num_positive_patients, one.num_negative_patients)
+    positive, negative = one.positive - other.positive, one.negative - other.negative
+    parts = (positive * np.sqrt(sizes[0] / (sizes[0] - 1)), negative * np.sqrt(sizes[1] / (sizes[1] - 1)))
+    return parts[0] + parts[1], np.minimum(satterthwaite(parts, sizes), min(sizes) - 1.0)
 
 
 def influence(targets: NDArray[Any], scores: NDArray[Any], patient_of_record: NDArray[np.int64]) -> Influence:
