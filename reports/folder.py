@@ -45,6 +45,9 @@ NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "trial_started": {"trial": int, "params": dict},
     "epoch": {"trial": int, "epoch": int, "metrics": dict},
     "exploit": {"trial": int},
+    "confirmation_started": {"trial": int, "index": int},
+    "confirmation_ended": {"trial": int, "index": int},
+    "confirmation_chosen": {"trial": int, "index": int, "seeds": int, "ranking": list},
     "trial_interrupted": {"trial": int},
     "released": {"stops": int, "gone": int, "longest_s": (int, float), "left": list},
 }
