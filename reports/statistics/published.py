@@ -23,7 +23,8 @@ def published(study: Study) -> dict[str, Any]:
 
     Returns:
         `rows`, best first, each with its source, protocol and interval; `differs`, sentences, empty where the folds are
-        those published, nothing was subsampled and one model answered. {"rows": [], "reason"} where nothing is known of the task.
+        those published, nothing was subsampled and one model answered. {"rows": [], "reason"} where nothing is known of
+        the task.
     """
     data, labels, kind = study.setting("data.name"), study.setting("task.labels"), label_kind(study)
     content = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
