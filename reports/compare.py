@@ -17,34 +17,12 @@ from reports.folder import Predictions, Study, at_path, read_study, why_not_comp
 from reports.html import templates
 from reports.methods import method_of
 from reports.metrics import figures_of_split, summary_of
+from reports.places import is_place
 from reports.provenance import provenance
 from reports.report import put
 from reports.sections.trials import outcomes
 from reports.statistics.discrimination import auroc, average_precision
 from reports.statistics.intervals import CONFIDENCE, METRICS, Bootstrap, bootstrap
-
-PLACES = (
-    "command",
-    "study_dir",
-    "storage",
-    "resume",
-    "trial",
-    "checkpoint",
-    "weights",
-    "mapping",
-    "study_dirs",
-    "port",
-)
-"""Keys of a configuration that say what was typed and where things lie; so do those of LIES_AT."""
-LIES_AT = (
-    "data.root",
-    "data.store_dir",
-    "data.download",
-    "task.encoder",
-    "debug",
-    "options",
-    "model.text_encoder.folder",
-)
 
 
 def build(study_dirs: Sequence[Path], folder: Path, *, num_resamples: int = 1000, seed: int = 0) -> Path:
@@ -145,12 +123,8 @@ def settings_that_differ(studies: Sequence[Study]) -> list[dict[str, Any]]:
     """The settings that are not the same in all studies, by their dotted names; None where a study has no such key."""
     trees = [_leaves(study.config) for study in studies]
     names = sorted({name for tree in trees for name in tree})
-    rows = [{"key": name, "values": [tree.get(name) for tree in trees]} for name in names if not _is_place(name)]
+    rows = [{"key": name, "values": [tree.get(name) for tree in trees]} for name in names if not is_place(name)]
     return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
-
-
-def _is_place(name: str) -> bool:
-    return name in PLACES or any(name == key or name.startswith(f"{key}.") for key in LIES_AT)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

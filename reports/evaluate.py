@@ -41,6 +41,8 @@ from trainables.workers import Workers
 def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
     """Predict with the best trial's model, an untrained encoder with a linear probe, and the default configuration's.
 
+    The ensemble's members are fixed before the first of these passes, and are passed over the test fold one by one.
+
     Args:
         study: whose `checkpoints/best_1` and `checkpoints/default` are there.
         store: the prepared recordings.
@@ -52,6 +54,7 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
     Raises:
         DataError, StorageError: if the recordings or a checkpoint cannot be read.
     """
+    members = fix_members(study)  # before the first look: who they are must not be able to follow from one
     best = load(study.checkpoints / "best_1")
     searched = _as_searched(study, best)
     untrained = fresh_encoder(searched)
@@ -67,7 +70,7 @@ def evaluate_study(study: StudyFolder, store: Path, workers: Workers) -> int:
         store,
         workers,
     )
-    opened += evaluate_ensemble(study, store, workers)
+    opened += _evaluate_ensemble(study, members, store, workers)
     if not (study.checkpoints / "default").exists():
         return opened
     default = load(study.checkpoints / "default")
@@ -212,23 +215,17 @@ def _describe_again(path: Path, store: Path, made_by: dict[str, Any]) -> None:
     write_predictions(path, predictions.assign(**{name: found[name] for name in ATTRIBUTES}), made_by)
 
 
-def evaluate_ensemble(study: StudyFolder, store: Path, workers: Workers) -> int:
-    """Average the probabilities of the models of a study's best configurations (search.ensemble).
+def fix_members(study: StudyFolder) -> list[dict[str, Any]]:
+    """Say who the members of a study's ensemble are (search.ensemble), and make checkpoints/ensemble of them.
 
-    Its members are one model a configuration: of confirmed ones the median seed's in the order of their means, then the
-    search's kept ones by rank. Who they are follows from validation values alone, and checkpoints/ensemble is made of
-    them before one of them is passed over the test fold; each pass is recorded, and made once.
-
-    Args:
-        study: whose checkpoints are there.
-        store: the prepared recordings.
-        workers: this process.
+    They are one model a configuration: of confirmed ones the median seed's in the order of their means, then the
+    search's kept ones by rank. Who they are follows from validation values alone.
 
     Returns:
-        How many members were passed over the test fold now.
+        As checkpoint.json of the ensemble lists them; none where there is no ensemble.
 
     Raises:
-        DataError, StorageError: if the recordings or a checkpoint cannot be read.
+        DataError, StorageError: if a checkpoint cannot be read.
     """
     search = study.read_configuration().get("search") or {}
     asked = search.get("ensemble")
@@ -236,15 +233,22 @@ def evaluate_ensemble(study: StudyFolder, store: Path, workers: Workers) -> int:
     if asked == 0 or (asked is None and len(sources) < 2):
         if (study.report / ENSEMBLE).exists():  # one was asked for before
             _say_ensemble(study, {"members": [], "reason": None})
-        return 0
+        return []
     reason = "only one configuration was completed and kept" if len(sources) < 2 else None
     reason = reason or difference_between([read_description(source) for source in sources])
     if reason is not None:
         _say_ensemble(study, {"members": [], "reason": reason})
+        return []
+    members: list[dict[str, Any]] = make_ensemble(study.checkpoints / MEMBERS, sources)[MEMBERS]
+    _say_ensemble(study, {"members": members, "reason": None})
+    return members
+
+
+def _evaluate_ensemble(study: StudyFolder, members: Sequence[Mapping[str, Any]], store: Path, workers: Workers) -> int:
+    """Average the probabilities of an ensemble's members; say how many were passed over the test fold now."""
+    if not members:
         return 0
     folder = study.checkpoints / MEMBERS
-    members = make_ensemble(folder, sources)[MEMBERS]
-    _say_ensemble(study, {"members": members, "reason": None})
     opened = sum(_predict_member(study, folder / member["folder"], store, workers) for member in members)
     path, made_by = study.report / PREDICTIONS["ensemble"], {"trial": None, "digest": digest_of(members)}
     if maker_of(path) != made_by | {"members": members}:
@@ -256,7 +260,7 @@ def evaluate_ensemble(study: StudyFolder, store: Path, workers: Workers) -> int:
 def ensemble_sources(study: StudyFolder, most: int) -> list[Path]:
     """The checkpoints that an ensemble of at most so many models is made of, the best first, each of another trial."""
     chosen = [event for event in study.read_events() if event["event"] == "confirmation_chosen"]
-    ranking = chosen[-1]["ranking"] if chosen else []
+    ranking = (chosen[-1].get("ranking") or []) if chosen else []
     confirmed = [confirmed_path(study, row["trial"], row["index"]) for row in ranking if row["index"] is not None]
     ranks = sorted(study.checkpoints.glob("best_*"), key=lambda folder: (len(folder.name), folder.name))
     found: dict[int | None, Path] = {}

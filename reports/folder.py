@@ -31,6 +31,8 @@ PREDICTIONS = {
     "default_configuration": "predictions_default_configuration.parquet",
 }
 """Model -> file under report/ that holds its predictions."""
+ROUNDING = 1e-6
+"""A probability that was computed in float32 may lie so far outside of 0 to 1."""
 MADE_BY = b"heartsweep.made_by"
 """Key of such a file's metadata: JSON of the trial and the digest of the weights that made it."""
 ENSEMBLE = "ensemble.json"
@@ -45,6 +47,9 @@ NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "trial_started": {"trial": int, "params": dict},
     "epoch": {"trial": int, "epoch": int, "metrics": dict},
     "exploit": {"trial": int},
+    "confirmation_started": {"trial": int, "index": int},
+    "confirmation_ended": {"trial": int, "index": int},
+    "confirmation_chosen": {"trial": int, "index": int, "seeds": int, "ranking": list},
     "trial_interrupted": {"trial": int},
     "released": {"stops": int, "gone": int, "longest_s": (int, float), "left": list},
 }
@@ -368,7 +373,8 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
         test_folds: folds that are "test" where the file has no column `split`.
 
     Raises:
-        ValueError: if a column is missing, an id repeats, or a label or probability is not a number of its kind.
+        ValueError: if a column is missing, an id repeats, a label or probability is not a number of its kind, or a
+            record has no patient.
     """
     table, made_by = _read_parquet(path), _made_by(path)
     classes = tuple(column[2:] for column in table.columns if column.startswith("y_"))
@@ -394,6 +400,17 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
             f"{path} must hold finite probabilities, {np.sum(~np.isfinite(scores))} are not (the first: of record "
             f"{first}): train again"
         )
+    if (outside := np.abs(scores - 0.5) > 0.5 + ROUNDING).any():
+        first = table["record_id"].iloc[int(np.flatnonzero(outside.any(axis=1))[0])]
+        raise ValueError(
+            f"{path} must hold probabilities between 0 and 1, {outside.sum()} are not (the first: of record {first}): "
+            "evaluate the model again"
+        )
+    if (unknown := table["patient_id"].isna()).any():
+        raise ValueError(
+            f"{path} must name each record's patient, {unknown.sum()} have none (the first: record "
+            f"{table.loc[unknown, 'record_id'].iloc[0]}): evaluate the model again"
+        )
     splits = table["split"] if "split" in table else table["fold"].isin(test_folds).map({True: "test", False: "valid"})
     return Predictions(
         classes=classes,
@@ -401,7 +418,7 @@ def read_predictions(path: Path, test_folds: list[int]) -> Predictions:
         patient_ids=table["patient_id"].astype(str).to_numpy(dtype=str),
         splits=splits.to_numpy(dtype=str),
         targets=targets,
-        scores=scores,
+        scores=np.clip(scores, 0.0, 1.0),
         made_by=made_by,
         answered_by=table["answered_by"].to_numpy(dtype=np.int64) if "answered_by" in table else None,
         attributes=_attributes(table),

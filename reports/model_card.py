@@ -14,6 +14,7 @@ import yaml
 from reports.citations import citations_of
 from reports.folder import Study, at_path
 from reports.methods import in_words, names_of, pretexts_and_encoders
+from reports.places import without_places
 from reports.provenance import of_pretraining
 from reports.words import as_yaml, counted, listed
 
@@ -184,21 +185,17 @@ def _limits(metrics: dict[str, Any]) -> str:
 def _training(study: Study, metrics: dict[str, Any]) -> str:
     source = metrics["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items()) or "unknown"
-    run = {key: _without_places(at_path(study.best, f"run.{key}")) for key in ("model", "task")}
+    run = {key: without_places(at_path(study.best, f"run.{key}"), key) for key in ("model", "task")}
     config = f"\n\n```yaml\n{as_yaml(run)}\n```" if run["model"] else ""
-    chosen = as_yaml(study.best["params"]) if study.best.get("params") else "nothing was searched"
+    chosen = (
+        as_yaml(without_places({"space": study.best["params"]})["space"])
+        if study.best.get("params")
+        else "nothing was searched"
+    )
     return (
         f"## Training\n\nCode: heartsweep {(source['revisions'] or ['unknown'])[-1]}; {versions}. What the search "
         f"chose:\n\n```yaml\n{chosen}\n```{config}"
     )
-
-
-def _without_places(tree: Any) -> Any:
-    """A part of the configuration without the paths of its author's disk."""
-    if not isinstance(tree, dict):
-        return tree
-    places = ("folder", "root") + (("encoder",) if isinstance(tree.get("encoder"), str) else ())
-    return {key: _without_places(value) for key, value in tree.items() if key not in places}
 
 
 def _how_to_use() -> str:

@@ -199,6 +199,25 @@ def test_another_versions_study_is_shown_as_far_as_it_is_known(study_dir):
     assert "not looked for: the study was made by a version that did not look" in page
 
 
+def test_another_versions_settings_of_the_report_are_named_and_the_rest_is_shown(study_dir):
+    config = yaml.safe_load((study_dir / "study.yaml").read_text())
+    config["evaluate"] = {"threshold": "cost", "protocol": "bench_2031"}
+    (study_dir / "study.yaml").write_text(yaml.safe_dump(config))
+    strange = [
+        {"event": "confirmation_started", "trial": 2},
+        {"event": "confirmation_ended", "index": 1},
+        {"event": "confirmation_chosen", "trial": 2, "index": 1, "seeds": 3},
+        {"event": "confirmation_chosen", "trial": 2, "index": 1, "seeds": 3, "ranking": ["2", {"place": 1}]},
+    ]
+    with (study_dir / "events.jsonl").open("a") as file:
+        file.write("".join(f"{json.dumps(event)}\n" for event in strange))
+    metrics, page = rebuilt(study_dir)
+    assert "There are none: this version does not know evaluate.threshold=cost, only f1, youden, sensitivity" in page
+    assert "this version does not know evaluate.protocol=bench_2031" in page
+    assert "3 lines of events.jsonl could not be read" in head(page)
+    assert metrics["best"]["test"]["auroc_macro"]["value"] > 0.5
+
+
 def test_the_figures_that_are_shown_do_not_depend_on_what_is_left_out(written, study_dir, tmp_path):
     shutil.copytree(written, tmp_path / "whole")
     whole = rebuilt(tmp_path / "whole")[0]

@@ -60,6 +60,17 @@ def test_an_ensemble_answers_with_the_mean_and_each_member_looks_once(study, tin
     assert predictions_of(study, "default_configuration").equals(tables[1])
 
 
+def test_its_members_are_fixed_before_any_model_has_looked_at_the_test_fold(study, tiny_store, monkeypatch):
+    def look(*_, **__):
+        raise RuntimeError("the first look")
+
+    monkeypatch.setattr("reports.evaluate._record_opening", look)
+    with pytest.raises(RuntimeError, match="the first look"):
+        evaluate(study, tiny_store)
+    assert members_of(study) == [(3, None), (0, None), (5, None)]
+    assert [member["trial"] for member in read_study(study.path).ensemble["members"]] == [3, 0, 5]
+
+
 def test_its_row_stands_in_the_report_with_a_paired_difference_and_no_more_models_than_looked(study, tiny_store):
     evaluate(study, tiny_store)
     page = build(study.path, num_resamples=20).read_text()

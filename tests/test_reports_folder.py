@@ -83,6 +83,24 @@ def test_predictions_of_another_trial_are_not_the_default_configurations(folder)
     assert read.problems == (f"{said}; predictions_default_configuration.parquet is left out",)
 
 
+@pytest.mark.parametrize("value", [1.01, -0.01])
+def test_probabilities_outside_of_0_and_1_are_refused_by_record(tmp_path, value):
+    table(p_MI=[0.9, value, 0.3]).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="must hold probabilities between 0 and 1, 1 are not .the first: of record a"):
+        read_predictions(tmp_path / "p.parquet", [])
+
+
+def test_a_probability_that_float32_rounded_past_1_counts_as_1(tmp_path):
+    table(p_MI=[1 + 1e-7, -1e-7, 0.3]).to_parquet(tmp_path / "p.parquet")
+    assert read_predictions(tmp_path / "p.parquet", []).scores[:, 0].tolist() == [0.0, 1.0, 0.3]
+
+
+def test_a_record_without_a_patient_is_refused_and_not_made_one_with_the_others(tmp_path):
+    table(patient_id=["x", None, None]).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="must name each record's patient, 2 have none .the first: record a"):
+        read_predictions(tmp_path / "p.parquet", [])
+
+
 def test_a_damaged_configuration_is_refused_in_one_line(tmp_path):
     (tmp_path / "study.yaml").write_text("a: [1\nb: {")
     with pytest.raises(ValueError, match="is not readable YAML") as refused:

@@ -42,6 +42,10 @@ def test_a_study_on_the_published_folds_compares_and_any_other_says_why_not():
     some = study()
     some = replace(some, config=some.config | {"task": {"labels": "superdiagnostic", "classes": ["MI", "CD"]}})
     assert "some of the protocol’s classes" in published(some)["differs"][0]
+    several = replace(some, config=some.config | {"task": {"labels": "superdiagnostic", "folds": 9}})
+    assert "the mean of 9 models" in published(several)["differs"][0]
+    one = replace(some, config=some.config | {"task": {"labels": "superdiagnostic", "folds": 1}})
+    assert published(one)["differs"] == []
     single = published(study(labels="superdiagnostic_single", kind="single_label"))
     assert "split of their authors’ own" in single["differs"][0]
 

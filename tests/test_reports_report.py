@@ -308,9 +308,35 @@ def test_names_from_the_data_are_text_on_the_page_and_never_markup(page):
     assert "&lt;b&gt;odd &amp; name&lt;/b&gt;" in page
 
 
-def test_the_page_holds_no_record_and_no_patient(page, metrics):
+def test_without_drawn_mistakes_neither_the_page_nor_the_figures_name_a_record_or_a_patient(page, metrics):
     for text in (page, json.dumps(metrics)):
         assert not re.search(r"r\d{5}|patient(9|10)-\d", text)
+
+
+@pytest.mark.parametrize("with_checkpoint", [True, False])
+def test_the_page_has_no_path_of_the_machine_that_searched(study_dir, with_checkpoint):
+    at = "/home/author"
+    places = {"root": f"{at}/ptb-xl", "store_dir": f"{at}/stores", "download": {"to": f"{at}/d"}, "novelty": f"{at}/n"}
+    model = {"mask_ratio": 0.75, "text_encoder": {"folder": "text/of author"}}
+
+    def placed(config):
+        config["data"] |= places
+        config["task"] |= {"encoder": "runs/of author/best_1"}
+        config["cluster"] |= {"address": "author.example:6379"}
+        config |= {"model": model, "study_dir": f"{at}/runs/a study"}
+
+    change_yaml(study_dir / "study.yaml", placed)
+    run = yaml.safe_load((study_dir / "study.yaml").read_text())
+    change_json(study_dir / "checkpoints" / "best_1" / "checkpoint.json", run=run)
+    if not with_checkpoint:
+        shutil.rmtree(study_dir / "checkpoints")
+    page = rebuilt(study_dir)[1]
+    shown = section(page, "configuration")
+    assert "mask_ratio: 0.75" in shown
+    assert "max_train_patients: 1500" in shown
+    for text in (at, "of author", "author.example"):
+        assert text not in shown
+    assert at not in page
 
 
 def test_every_element_of_the_page_is_closed_where_it_should_be(page):

@@ -48,8 +48,13 @@ def confirmation(study: Study) -> dict[str, Any]:
 def _trials(study: Study, choice: Mapping[str, Any] | None) -> list[int]:
     """The candidates of the choice that stands; before there is one, all of which a run has begun."""
     if choice is not None:
-        return [row["trial"] for row in choice["ranking"]]
+        return [row["trial"] for row in _ranking(choice)]
     return sorted({event["trial"] for event in study.of_event("confirmation_started")})
+
+
+def _ranking(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The candidates of a choice, the best first; what does not name a trial is another version's."""
+    return [row for row in choice["ranking"] if isinstance(row, Mapping) and isinstance(row.get("trial"), int)]
 
 
 def _row(study: Study, trial: int, choice: Mapping[str, Any] | None, num_seeds: int) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def _row(study: Study, trial: int, choice: Mapping[str, Any] | None, num_seeds: 
     whole = len(values) == num_seeds > 0
     estimate = next((known.value for known in study.trials if known.number == trial), None)
     mean = math.fsum(values) / len(values) if whole else None
-    ranking = {row["trial"]: row for row in (choice["ranking"] if choice else ())}
+    ranking = {row["trial"]: row for row in (_ranking(choice) if choice else ())}
     return {
         "trial": trial,
         "estimate": estimate,

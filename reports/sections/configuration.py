@@ -6,11 +6,15 @@ from typing import Any
 
 from reports import charts
 from reports.folder import Study
+from reports.places import without_places
 
 
 def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The table of parameters."""
-    return {"parameters": parameter_rows(study)}
+    """The table of parameters, and the configuration as it may be shared."""
+    return {
+        "parameters": parameter_rows(study),
+        "configuration": without_places(study.best.get("run") or study.config),
+    }
 
 
 def parameter_rows(study: Study) -> list[dict[str, Any]]:

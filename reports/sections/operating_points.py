@@ -17,9 +17,14 @@ CRITERIA = {
 def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
     """The table of operating points; nothing where the best trial has none."""
     points = metrics.get("operating_points")
-    if not points:
-        return {"points": None, "measures": {}, "criterion": ""}
+    if not points or "reason" in points:
+        return {"points": None, "measures": {}, "criterion": "", "points_reason": (points or {}).get("reason")}
     criterion = CRITERIA.get(points["criterion"]) or (
         f"that is the largest to reach a sensitivity of {points['min_sensitivity']:g}"
     )
-    return {"points": points, "measures": {measure: NAMES[measure] for measure in MEASURES}, "criterion": criterion}
+    return {
+        "points": points,
+        "measures": {measure: NAMES[measure] for measure in MEASURES},
+        "criterion": criterion,
+        "points_reason": None,
+    }

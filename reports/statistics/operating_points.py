@@ -22,6 +22,8 @@ from reports.statistics.discrimination import Floats
 from reports.statistics.intervals import logit_interval, mean_variance
 
 Criterion = Literal["f1", "youden", "sensitivity", "g_beta"]
+CRITERIA = ("f1", "youden", "sensitivity")
+"""What a study may choose its thresholds by; g_beta goes with evaluate.beta."""
 MEASURES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 
 
@@ -70,15 +72,22 @@ class Counts:
 
 
 def operating_points_of(study: Study) -> dict[str, Any] | None:
-    """The best trial's operating points, by the study's rule; None where it has not been evaluated on both folds."""
+    """The best trial's operating points, by the study's rule; None where it has not been evaluated on both folds.
+
+    {"reason"} alone where the rule is another version's.
+    """
     best = study.predictions.get("best")
     if best is None:
         return None
     valid, test = best.of_split("valid"), best.of_split("test")
     if not valid.record_ids.size or not test.record_ids.size:
         return None
+    criterion = study.setting("evaluate.threshold", "f1")
+    if criterion not in CRITERIA:
+        said = f"this version does not know evaluate.threshold={criterion}, only {', '.join(CRITERIA)}"
+        return {"reason": f"{said}: type evaluate.threshold=f1 with command=report"}
     rule = Rule(
-        study.setting("evaluate.threshold", "f1"),
+        criterion,
         float(study.setting("evaluate.min_sensitivity", 0.9)),
         study.setting("evaluate.beta"),
     )

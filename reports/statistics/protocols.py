@@ -17,14 +17,14 @@ PAPER_RESAMPLES = 100
 def named_protocol(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any] | None:
     """The figures of every evaluated model under `evaluate.protocol`; None where none is asked for.
 
-    Raises:
-        ValueError: if there is no such protocol.
+    A protocol of another version has no `models`, and a `reason`.
     """
     name = study.setting("evaluate.protocol")
     if name is None:
         return None
     if name != PTB_XL_BENCHMARK:
-        raise ValueError(f"evaluate.protocol must be {PTB_XL_BENCHMARK} or null, got {name!r}")
+        reason = f"this version does not know evaluate.protocol={name}, only {PTB_XL_BENCHMARK}"
+        return {"name": str(name), "models": {}, "reason": reason}
     tests = {model: predictions.of_split("test") for model, predictions in study.predictions.items()}
     return {
         "name": name,

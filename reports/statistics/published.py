@@ -23,7 +23,8 @@ def published(study: Study) -> dict[str, Any]:
 
     Returns:
         `rows`, best first, each with its source, protocol and interval; `differs`, sentences, empty where the folds are
-        those published and nothing was subsampled. {"rows": [], "reason"} where nothing is known of the task.
+        those published, nothing was subsampled and one model answered. {"rows": [], "reason"} where nothing is known of
+        the task.
     """
     data, labels, kind = study.setting("data.name"), study.setting("task.labels"), label_kind(study)
     content = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
@@ -78,6 +79,11 @@ def _differs(study: Study, task: dict[str, Any]) -> list[str]:
     folds = [list(study.setting(f"data.{split}_folds", [])) for split in ("train", "valid")]
     if folds != [PUBLISHED_TRAIN_FOLDS, PUBLISHED_VALID_FOLDS] and task["test_folds"] is not None:
         said.append(f"The study trained on folds {folds[0]} and validated on {folds[1]}; published: 1 to 8 and 9.")
+    if (num_folds := study.setting("task.folds")) and num_folds > 1:
+        said.append(
+            f"The study’s answer on the test fold is the mean of {num_folds} models, which between them were trained on"
+            " the training and the validation folds; a published figure is one model’s, trained on the training folds."
+        )
     if study.setting("task.classes"):
         said.append("The study keeps some of the protocol’s classes only: its mean is over other classes.")
     return said
