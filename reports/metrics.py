@@ -51,7 +51,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
 
     Args:
         study: a study's folder, read.
-        num_resamples: bootstrap resamples of each interval.
+        num_resamples: bootstrap resamples: of the bias of an AUPRC, of calibration and of subgroups' differences.
         seed: of the resamples.
     """
     scored = {

@@ -136,12 +136,11 @@ def _figures(metrics: dict[str, Any]) -> str:
     test = metrics["best"].get("test")
     if not test:
         return "## Figures\n\nThe model has no figures on the test fold."
-    bootstrap = metrics["protocol"]["bootstrap"]
     lines = [
         "## Figures",
         "",
         f"On the test fold, {counted(test['num_records'], 'record')} of {counted(test['num_patients'], 'patient')}, "
-        f"with 95 % intervals from {bootstrap['num_resamples']} bootstrap resamples of patients. The test fold of the "
+        "with 95 % intervals over patients (t intervals on the logit scale). The test fold of the "
         f"study was opened {metrics['test_fold_openings']} times, by all models together.",
         "",
         "| | AUROC | AUPRC | positive records |",

@@ -1,7 +1,8 @@
 """The report of a study: metrics.json, index.html and the model's card, made from what its folder holds.
 
 Nothing is evaluated here and no fold is opened, so a report can be made again at any time, on any machine, from a copy
-of the folder; the same folder gives the same files, byte for byte.
+of the folder. The same folder gives the same files, byte for byte, on one machine with the same versions; on another
+processor the last digits of a figure may round otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def build(
 
     Args:
         study_dir: the study's folder; its predictions, where it has any, lie in report/.
-        num_resamples: bootstrap resamples of every interval.
+        num_resamples: bootstrap resamples: of the bias of an AUPRC, of calibration and of subgroups' differences.
         seed: of the resamples.
         evaluate: settings of the report (`evaluate.*`) that take the place of the study's own.
 

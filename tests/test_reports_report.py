@@ -214,6 +214,22 @@ def test_the_difference_to_a_baseline_is_that_of_the_values_and_has_its_own_inte
         assert found["low"] < found["value"] < found["high"]
 
 
+def test_only_the_test_fold_has_p_values_as_validation_chose_the_best(metrics):
+    for splits in metrics["differences"].values():
+        assert all(0 < found["p_value"] <= 1 for found in splits["test"].values())
+        assert all("p_value" not in found for found in splits["valid"].values())
+
+
+def test_no_figure_of_the_main_table_is_said_to_be_of_the_bootstrap(finished, page):
+    card = (finished / "report" / "model_card.md").read_text()
+    assert "with 95 % intervals over patients (t intervals on the logit scale)" in card
+    assert "bootstrap" not in card
+    table = page.split('id="models"')[1].split("</section>")[0]
+    assert "resample" not in table
+    assert "percentile" not in table
+    assert "88–91 %" in page.split('id="methods"')[1]
+
+
 def test_a_class_without_a_positive_is_named_and_left_out_of_that_split_only(metrics, page):
     assert metrics["protocol"]["classes_left_out"] == {"test": ["RARE"], "valid": []}
     assert "RARE" not in metrics["best"]["test"]["auroc"]

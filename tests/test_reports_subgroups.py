@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from reports.folder import ATTRIBUTES, Predictions, Study
+from reports.statistics.intervals import ENOUGH_PATIENTS
+from reports.statistics.operating_points import Rule, operating_points
 from reports.statistics.resamples import patient_resamples
-from reports.statistics.subgroups import DIMENSIONS, ENOUGH_PATIENTS, UNKNOWN, groups_of, subgroups
+from reports.statistics.subgroups import COMPARED_PATIENTS, DIMENSIONS, UNKNOWN, groups_of, subgroups
 
 CLASSES = ("NORM", "MI", "RARE")
 AGES = [0.0, 17.9, 18.0, 39.9, 40.0, 64.0, 65.0, 75.0, 85.0, 90.0, 300.0, np.nan, -1.0]
@@ -126,6 +128,40 @@ def test_a_sensitivity_is_the_share_of_the_groups_positives_at_the_threshold_of_
     assert named(found_in(given), "device")["CS-12"]["sensitivity_macro"] is None
 
 
+def test_a_group_of_everybody_has_the_sensitivities_of_the_table_of_decisions():
+    test = predictions(device="x").with_classes(["NORM", "MI"])
+    decisions = operating_points(replace(test, scores=test.scores[::-1]), test, Rule())
+    group = named(found_in(test, {"operating_points": decisions}), "device")["x"]
+    assert group["sensitivity_macro"] == decisions["macro"]["sensitivity"]
+    for name in test.classes:
+        assert group["classes"][name]["sensitivity"] == decisions["classes"][name]["sensitivity"]
+
+
+def test_all_positives_found_is_no_proof_that_all_will_be():
+    given = predictions(device="x").with_classes(["NORM"])
+    scores = np.where(given.targets > 0.5, 0.9, given.scores)
+    metrics = {"operating_points": {"classes": {"NORM": {"threshold": 0.9}}}}
+    group = named(found_in(replace(given, scores=scores), metrics), "device")["x"]
+    found, num_patients = group["sensitivity_macro"], group["classes"]["NORM"]["num_positive_patients"]
+    assert (found["value"], found["low"], found["high"]) == (1.0, pytest.approx(0.025 ** (1 / num_patients)), 1.0)
+
+
+def test_the_records_of_one_patient_give_a_group_no_interval():
+    given = replace(predictions(device="x").with_classes(["NORM", "MI"]), patient_ids=np.full(500, "one"))
+    metrics = {"operating_points": {"classes": {"NORM": {"threshold": 0.5}, "MI": {"threshold": 0.5}}}}
+    group = named(found_in(given, metrics), "device")["x"]
+    for found in (group["auroc_macro"], group["sensitivity_macro"]):
+        assert (found["low"], found["high"], found["reason"]) == (None, None, "the records are of one patient")
+
+
+def test_a_group_is_marked_below_as_many_patients_as_a_class_is_and_compared_from_fewer_on():
+    content = found_in(predictions())
+    assert (content["enough_patients"], content["compared_patients"]) == (ENOUGH_PATIENTS, COMPARED_PATIENTS)
+    for found in content["dimensions"].values():
+        for group in found["groups"]:
+            assert group["small"] == (not group["fewest"] or group["fewest"]["num_patients"] < ENOUGH_PATIENTS)
+
+
 def test_ages_fall_into_bands_and_unknown_ones_into_a_group_of_their_own():
     table = pd.DataFrame({"age": AGES})
     bands = {group.name: table["age"][group.rows].tolist() for group in groups_of(table, "age")}
@@ -195,7 +231,7 @@ def test_a_group_is_marked_by_its_rarest_class():
     assert group["difference"]["reason"] == "there are no other records"
     of_two = given.with_classes(["NORM", "MI"])
     assert not named(found_in(of_two), "device")["x"]["small"]
-    assert min(group["classes"][name]["num_positive_patients"] for name in ("NORM", "MI")) >= ENOUGH_PATIENTS
+    assert min(group["classes"][name]["num_positive_patients"] for name in ("NORM", "MI")) >= COMPARED_PATIENTS
 
 
 def test_a_group_whose_resamples_cannot_vary_has_no_interval_rather_than_one_without_width():

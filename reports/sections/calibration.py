@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.folder import Study
-from reports.sections.classes import FEW_PATIENTS
+from reports.statistics.intervals import ENOUGH_PATIENTS
 from reports.words import MODELS, counted, figure, listed
 
 STAGE_NAMES = {"before": "as answered", "after": "with the temperature"}
@@ -80,7 +80,7 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "strip": (STRIP_TOP, STRIP_BOTTOM),
         "ticks": [(tick, _x(tick), _y(tick)) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)],
-        "few_patients": FEW_PATIENTS,
+        "few_patients": ENOUGH_PATIENTS,
         "size_of_test": f"{counted(found['num_records'], 'record')} of {counted(found['num_patients'], 'patient')}"
         if shown
         else "",
@@ -120,7 +120,7 @@ def _classes(found: dict[str, Any], shown: list[str]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "few": first["num_positive_patients"] < FEW_PATIENTS,
+            "few": first["num_positive_patients"] < ENOUGH_PATIENTS,
             "num_positive": first["num_positive"],
             "prevalence": first["prevalence"],
             "stages": [found[stage]["classes"][name] for stage in shown],
@@ -141,7 +141,7 @@ def _others(models: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _panel(name: str, found: dict[str, Any], shown: list[str], num_bins: int) -> Panel:
     classes = {stage: found[stage]["classes"][name] for stage in shown}
-    few = classes["before"]["num_positive_patients"] < FEW_PATIENTS
+    few = classes["before"]["num_positive_patients"] < ENOUGH_PATIENTS
     return _drawn(name, few, {stage: content["bins"] for stage, content in classes.items()}, num_bins)
 
 

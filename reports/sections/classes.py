@@ -9,16 +9,13 @@ from reports.folder import Study
 from reports.statistics.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
 from reports.words import DASH, MODELS
 
-FEW_PATIENTS = ENOUGH_PATIENTS
-"""Below this many positive patients no coverage is promised; the page marks the class and states what was measured."""
-
 
 def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
     """The table of classes."""
     delong = metrics.get("delong", {}).get("classes", {})
     return {
         "classes": class_rows(metrics),
-        "few_patients": FEW_PATIENTS,
+        "few_patients": ENOUGH_PATIENTS,
         "names": MODELS,
         "rare": {metric: f"{100 * low:.0f}{DASH}{100 * high:.0f} %" for metric, (low, high) in RARE_COVERAGE.items()},
         "delong": {name: found for name, found in delong.items() if found["differs"]},
@@ -38,7 +35,7 @@ def class_rows(metrics: dict[str, Any]) -> dict[str, Any]:
             "num_positive": found["num_positive"],
             "num_positive_patients": found["num_positive_patients"],
             "prevalence": found["num_positive"] / best["num_records"],
-            "few": found["num_positive_patients"] < FEW_PATIENTS,
+            "few": found["num_positive_patients"] < ENOUGH_PATIENTS,
             "figures": {metric: best[metric][name] for metric in ("auroc", "auprc")},
             "others": {
                 metric: {model: block[metric][name]["value"] for model, block in others.items() if block}

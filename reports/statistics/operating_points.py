@@ -120,8 +120,8 @@ def operating_points(valid: Predictions, test: Predictions, rule: Rule) -> dict[
         return content
     part = test.with_classes(names)
     called = part.scores >= np.array([thresholds[name] for name in names])
-    counts = _of_patients(part, called, np.ones(called.shape))
-    shares = {measure: _shares(*counts.ratio(measure)) for measure in MEASURES}
+    counts = counts_of_patients(part, called, np.ones(called.shape))
+    shares = {measure: shares_of(*counts.ratio(measure)) for measure in MEASURES}
     for index, name in enumerate(names):
         content["classes"][name] = {
             "threshold": thresholds[name],
@@ -129,7 +129,7 @@ def operating_points(valid: Predictions, test: Predictions, rule: Rule) -> dict[
             "num_called": int(called[:, index].sum()),
             **{measure: found[index].as_json() for measure, found in shares.items()},
         }
-    content["macro"] = {measure: _mean(found) for measure, found in shares.items()}
+    content["macro"] = {measure: mean_of(found) for measure, found in shares.items()}
     return content | {"beta": _beta(valid, part, rule)}
 
 
@@ -184,8 +184,8 @@ def _beta(valid: Predictions, test: Predictions, rule: Rule) -> dict[str, Any] |
     columns = [valid.classes.index(name) for name in test.classes]
     chosen = [threshold(valid.targets[:, column], valid.scores[:, column], by_g) for column in columns]
     called = test.scores >= np.array(chosen, dtype=np.float64)
-    counts = _of_patients(test, called, np.broadcast_to(label_weights(test.targets), called.shape))
-    measured = {name: _mean(_shares(*counts.ratio(name, rule.beta))) for name in ("f_beta", "g_beta")}
+    counts = counts_of_patients(test, called, np.broadcast_to(label_weights(test.targets), called.shape))
+    measured = {name: mean_of(shares_of(*counts.ratio(name, rule.beta))) for name in ("f_beta", "g_beta")}
     return {"beta": rule.beta, **measured}
 
 
@@ -201,7 +201,7 @@ def _left_out(thresholds: dict[str, float | None], test: Predictions) -> dict[st
     return left_out
 
 
-def _of_patients(part: Predictions, called: NDArray[np.bool_], weights: Floats) -> Counts:
+def counts_of_patients(part: Predictions, called: NDArray[np.bool_], weights: Floats) -> Counts:
     """(I, K) counts of each patient's records, with (n, K) weights."""
     positive = part.targets > 0.5
     _, patient_of_record = np.unique(part.patient_ids, return_inverse=True)
@@ -213,8 +213,8 @@ def _of_patients(part: Predictions, called: NDArray[np.bool_], weights: Floats) 
 
 
 @dataclass(frozen=True)
-class _Share:
-    """A ratio of sums over patients."""
+class Share:
+    """A ratio of sums over patients, with what its interval needs."""
 
     value: float
     """NaN where it divides by nothing."""
@@ -225,6 +225,7 @@ class _Share:
     """Who count in what is divided by."""
 
     def as_json(self) -> dict[str, Any]:
+        """Value and bounds, or the reason why there are none."""
         if not np.isfinite(self.value):
             return {"value": None, "low": None, "high": None, "reason": "no record is called so"}
         variance = float(np.sum(self.influence**2))
@@ -232,15 +233,15 @@ class _Share:
         return found.as_json()
 
 
-def _shares(above: Floats, below: Floats) -> list[_Share]:
+def shares_of(above: Floats, below: Floats) -> list[Share]:
     """One of each column of (I, K) sums."""
     return [_share(*columns) for columns in zip(above.T, below.T, strict=True)]
 
 
-def _share(above: Floats, below: Floats) -> _Share:
+def _share(above: Floats, below: Floats) -> Share:
     size = int(np.count_nonzero(below))
     if size == 0:
-        return _Share(np.nan, np.zeros(len(below)), 1.0, 0)
+        return Share(np.nan, np.zeros(len(below)), 1.0, 0)
     value = float(above.sum() / below.sum())
     influence = (above - value * below) / below.sum() * np.sqrt(size / max(size - 1, 1))
     if np.abs(influence).max() < 1e-15:  # nothing scatters: as in reports.statistics.influence
@@ -249,10 +250,10 @@ def _share(above: Floats, below: Floats) -> _Share:
     square = float(np.sum(influence**2))
     fourth = float(np.sum(np.square(influence**2))) - square**2 / size
     degrees = min(size - 1.0, 2 * square**2 / fourth) if fourth > 0 else size - 1.0
-    return _Share(value, influence, max(degrees, 1.0), size)
+    return Share(value, influence, max(degrees, 1.0), size)
 
 
-def _mean(shares: list[_Share]) -> dict[str, Any]:
+def mean_of(shares: list[Share]) -> dict[str, Any]:
     """The mean over classes where it is defined."""
     defined = [share for share in shares if np.isfinite(share.value)]
     if not defined:

@@ -20,18 +20,21 @@ from numpy.typing import NDArray
 
 from reports.folder import Predictions, Study, at_path
 from reports.statistics.discrimination import Floats, Ranking, auroc
-from reports.statistics.intervals import CONFIDENCE, Interval, bootstrap
+from reports.statistics.intervals import CONFIDENCE, ENOUGH_PATIENTS, Interval, bootstrap
+from reports.statistics.operating_points import counts_of_patients, mean_of, shares_of
 from reports.statistics.resamples import patient_resamples
 
-ENOUGH_PATIENTS = 10
-"""Positive patients, and negative ones, below which a class of a group is marked, and compared with nothing."""
+COMPARED_PATIENTS = 10
+"""Positive patients, and negative ones, that a class needs in a group to be shown by itself, and on both sides to be
+compared. A group is marked where a class has fewer than intervals.ENOUGH_PATIENTS."""
 AGE_BANDS = ((0, 18), (18, 40), (40, 65), (65, 75), (75, 85), (85, np.inf))
 """Children; adults in two halves; the old as ICH E7 asks for them (65 to 74, 75 to 84, 85 and over)."""
 DIMENSIONS = ("sex", "age", "device", "site", "quality")
 UNKNOWN = "unknown"
 NO_FLAG = "no flag"
+ALONE = "the records are of one patient"
 MIN_DEFINED_SHARE = 0.9
-"""Of the resamples, in which a sensitivity must be defined to have an interval."""
+"""Of the resamples, in which a difference must be defined to have an interval."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def subgroups(study: Study, metrics: Mapping[str, Any], *, num_resamples: int, s
     ]
     return {
         "enough_patients": ENOUGH_PATIENTS,
+        "compared_patients": COMPARED_PATIENTS,
         "sensitivity": bool(thresholds),
         "num_differences": len(compared),
         "num_excluding_zero": sum(found["low"] > 0 or found["high"] < 0 for found in compared),
@@ -166,9 +170,9 @@ def _figures(
         "fewest": {"class": fewest[1], "num_patients": fewest[0]} if fewest else None,
         "small": fewest is None or fewest[0] < ENOUGH_PATIENTS,
     }
-    enough = [name for name, counts in patients.items() if min(counts) >= ENOUGH_PATIENTS]
+    enough = [name for name, counts in patients.items() if min(counts) >= COMPARED_PATIENTS]
     aurocs = _aurocs(part.with_classes(scorable), num_resamples=num_resamples, seed=seed)
-    sensitivities = _sensitivities(part, scorable, thresholds, num_resamples=num_resamples, seed=seed)
+    sensitivities = _sensitivities(part, scorable, thresholds)
     return found | {
         "auroc_macro": aurocs["macro"],
         "sensitivity_macro": sensitivities["macro"],
@@ -219,19 +223,18 @@ def _aurocs(part: Predictions, *, num_resamples: int, seed: int) -> dict[str, An
     values = [auroc(*columns) for columns in zip(part.targets.T, part.scores.T, strict=True)]
     mean = float(np.mean(values))
     if np.unique(part.patient_ids).size < 2:
-        alone = "the records are of one patient"
         return {
-            "macro": _json(Interval(mean, None, None, alone)),
+            "macro": Interval(mean, None, None, ALONE).as_json(),
             "classes": {
-                name: _json(Interval(value, None, None, alone))
+                name: Interval(value, None, None, ALONE).as_json()
                 for name, value in zip(part.classes, values, strict=True)
             },
         }
     drawn = bootstrap(part.targets, part.scores, part.patient_ids, num_resamples=num_resamples, seed=seed)
     return {
-        "macro": _json(_with_width(drawn.of_macro("auroc", mean))),
+        "macro": _with_width(drawn.of_macro("auroc", mean)).as_json(),
         "classes": {
-            name: _json(_with_width(drawn.of_class("auroc", index, values[index])))
+            name: _with_width(drawn.of_class("auroc", index, values[index])).as_json()
             for index, name in enumerate(part.classes)
         },
     }
@@ -244,29 +247,22 @@ def _with_width(interval: Interval) -> Interval:
     return Interval(interval.value, None, None, "every resample gives the same value")
 
 
-def _sensitivities(
-    part: Predictions, names: list[str], thresholds: Mapping[str, float], *, num_resamples: int, seed: int
-) -> dict[str, Any]:
-    """Shares of the positives that reach their class's threshold, and their mean over the classes that have one."""
+def _sensitivities(part: Predictions, names: list[str], thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """Shares of the positives that reach their class's threshold, and their mean over the classes that have one.
+
+    With the intervals of operating_points.py, as the table of decisions has them.
+    """
     kept = [name for name in names if name in thresholds]
     if not kept:
         return {"macro": None, "classes": {}}
     chosen = part.with_classes(kept)
-    positive = chosen.targets
-    caught = positive * (chosen.scores >= np.array([thresholds[name] for name in kept]))
-    values = caught.sum(axis=0) / positive.sum(axis=0)
-    with np.errstate(invalid="ignore"):  # a resample may lack a positive
-        drawn = np.concatenate(
-            [
-                (caught.T @ weights) / (positive.T @ weights)
-                for weights in patient_resamples(part.patient_ids, num_resamples=num_resamples, seed=seed)
-            ],
-            axis=1,
-        )
-    return {
-        "macro": _json(_percentiles(float(values.mean()), drawn.mean(axis=0))),
-        "classes": {name: _json(_percentiles(float(values[index]), drawn[index])) for index, name in enumerate(kept)},
-    }
+    called = chosen.scores >= np.array([thresholds[name] for name in kept])
+    shares = shares_of(*counts_of_patients(chosen, called, np.ones(called.shape)).ratio("sensitivity"))
+    found = {"macro": mean_of(shares), "classes": {name: one.as_json() for name, one in zip(kept, shares, strict=True)}}
+    if np.unique(part.patient_ids).size < 2:
+        for figure in (found["macro"], *found["classes"].values()):
+            figure.update(low=None, high=None, reason=ALONE)
+    return found
 
 
 def _difference(test: Predictions, group: Group, *, num_resamples: int, seed: int) -> dict[str, Any]:
@@ -276,9 +272,9 @@ def _difference(test: Predictions, group: Group, *, num_resamples: int, seed: in
         return _none("there are no other records")
     sides = [_rows(test, group.rows), _rows(test, rest)]
     counts = [_patients(side) for side in sides]
-    shared = [name for name in test.classes if min(min(found[name]) for found in counts) >= ENOUGH_PATIENTS]
+    shared = [name for name in test.classes if min(min(found[name]) for found in counts) >= COMPARED_PATIENTS]
     if not shared:
-        reason = f"no class has {ENOUGH_PATIENTS} positive and {ENOUGH_PATIENTS} negative patients on both sides"
+        reason = f"no class has {COMPARED_PATIENTS} positive and {COMPARED_PATIENTS} negative patients on both sides"
         return _none(reason) | {"few": True}
     rankings = [_rankings(side.with_classes(shared)) for side in sides]
     values = [_mean_auroc(ranked, np.ones((len(side.scores), 1))) for ranked, side in zip(rankings, sides, strict=True)]
@@ -287,7 +283,7 @@ def _difference(test: Predictions, group: Group, *, num_resamples: int, seed: in
         for weights in patient_resamples(test.patient_ids, num_resamples=num_resamples, seed=seed)
     ]
     interval = _percentiles(float(values[0][0] - values[1][0]), np.concatenate(drawn))
-    return _json(interval) | {"classes": shared}
+    return interval.as_json() | {"classes": shared}
 
 
 def _rankings(part: Predictions) -> list[Ranking]:
@@ -319,8 +315,3 @@ def _percentiles(value: float, samples: Floats) -> Interval:
 
 def _none(reason: str) -> dict[str, Any]:
     return {"value": None, "low": None, "high": None, "reason": reason}
-
-
-def _json(interval: Interval) -> dict[str, Any]:
-    found: dict[str, Any] = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return found | ({"reason": interval.reason} if interval.reason else {})
