@@ -106,9 +106,10 @@ def test_a_model_that_was_kept_and_not_stored_when_the_driver_died_is_stored_by_
         assert (folder / "checkpoint.json").exists()
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(stored_module.Stored, "push", killed)
-        confirm(Machine(tmp_path / "first", objects, unbroken.launch))
+        with pytest.raises(Killed):
+            confirm(Machine(tmp_path / "first", objects, unbroken.launch))
     machine = confirm(Machine(tmp_path / "first", objects, unbroken.launch))
     check_confirmed(machine.study.path, machine.launch)
     assert objects.names("checkpoints/confirmed/") == unbroken.objects.names("checkpoints/confirmed/")
