@@ -1,5 +1,6 @@
 """The books of a confirmation under simulated runs: killed at every instant, they lose nothing and choose the same."""
 
+import io
 import json
 import math
 import os
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+import launch
 from search_spaces.choice import Candidate, choose, median_index
 from search_spaces.confirmation import Confirmation, confirmation_seed
 from search_spaces.ledger import FIRST_RUN, run_number
@@ -272,9 +275,8 @@ def test_what_a_masked_method_reconstructs_with_lies_beside_the_model_that_is_de
         (study / "running" / f"{run.number:04d}" / PRETEXT).write_text(run.name)
 
     chosen = confirm(study, launch_of(*CONFIRM), faults=with_pretext).chosen
-    assert (
-        study / "checkpoints" / "best_1" / PRETEXT
-    ).read_text() == f"trial {chosen['trial']}, seed {chosen['index']}"
+    kept = (study / "checkpoints" / "best_1" / PRETEXT).read_text()
+    assert kept == f"trial {chosen['trial']}, seed {chosen['index']}"
 
 
 def test_a_run_whose_machine_is_lost_goes_on_and_one_that_is_interrupted_too_often_fails_alone(study):
@@ -359,6 +361,17 @@ def test_where_runs_failed_for_their_own_reasons_the_same_line_trains_nothing_an
     again = open_confirmation(study, launch)
     assert (again.is_over, again.next_trial(), again.choose()) == (True, None, False)
     assert "type a larger search.confirm.top_k to confirm more trials" in why_closed(again._ledger, again)
+
+
+def test_the_test_fold_stays_closed_where_nothing_can_be_chosen(study, monkeypatch):
+    first, second = top(study, 2)
+    typed = launch_of(*CONFIRM)
+    confirmation = confirm(study, typed, diverging={(first, 2), (second, 3)})
+    monkeypatch.setattr("reports.evaluate.evaluate_study", lambda *_: pytest.fail("the test fold was opened"))
+    monkeypatch.setattr("reports.report.build", lambda path, **_: path / "index.html")
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    assert launch.finish(typed, confirmation._ledger, confirmation, confirmation.folder, None, console) == 1
+    assert "non_finite: the loss is nan), so the test fold stays closed" in console.file.getvalue()
 
 
 def test_a_budget_that_ends_before_the_search_says_how_to_confirm_what_there_is_and_that_works(study):
