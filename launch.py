@@ -248,6 +248,7 @@ def finish(
     from reports.evaluate import evaluate_study, probe_untrained
     from reports.index import refresh
     from reports.report import build
+    from search_spaces.no_choice import why_closed
     from trainables.workers import Workers
 
     if ledger.best is None:
@@ -261,16 +262,10 @@ def finish(
             console.print(f"To go on:\n  {typed_again()}", markup=False)
         return 1
     workers = Workers.of_this_process(num_gpus=gpus_here(launch))
-    if launch.search.confirm.top_k and (confirmation.num_left or ledger.num_ended < ledger.num_trials):
+    if launch.search.confirm.top_k and not confirmation.choose():
         page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed)
-        console.print(
-            "the choice is not made, so the test fold stays closed: type a larger budget to go on with "
-            "search.confirm, or search.confirm.top_k=0 to evaluate the search's best trial\n"
-            f"report: {page}",
-            markup=False,
-        )
-        return 0
-    confirmation.choose()
+        console.print(f"{why_closed(ledger, confirmation)}\nreport: {page}", markup=False)
+        return 0 if ledger.used_up else 1
     opened = evaluate_study(study, store.path, workers)
     draw_mistakes(study, store.path, workers, num_mistakes=launch.evaluate.num_mistakes)
     probe_untrained(study, store.path, lambda number: ledger.make_run(ledger.trials[number].params), workers)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from search_spaces.choice import Candidate, choose
 from search_spaces.ledger import Ledger, TrialRecord, run_number
 from trainables import retention
 from trainables.checkpoint import DESCRIPTION, copy_weights, describe
-from trainables.failures import COUNTS, MAX_REASON, InterruptedTrial
+from trainables.failures import COUNTS, MAX_REASON, Cause, InterruptedTrial
 from trainables.files import writing_to
 from trainables.retention import CONFIRMED
 from trainables.settings import Run
@@ -46,6 +46,11 @@ class SeedRun(TrialRecord):
     def name(self) -> str:
         """What it is called where it is shown."""
         return f"trial {self.trial}, seed {self.index}"
+
+    @property
+    def gave_way(self) -> bool:
+        """Whether it failed because what it ran on did so too often, and not for a reason of its own."""
+        return self.state == "FAIL" and (self.reason or "").partition(",")[0] in get_args(Cause)
 
 
 def confirmation_seed(seed: int, trial: int, index: int) -> int:
@@ -104,10 +109,13 @@ class Confirmation:
         self._waiting: list[int] = []
         for event in self.folder.read_events():
             self._replay(event)
+        # a line that is typed again tries again what was interrupted too often, unless the choice has been made without
+        self._again = set() if self._has_chosen else {run.number for run in self.trials.values() if run.gave_way}
+        self._clear_for_another_try()
         for run in self.trials.values():
             if run.state == "RUNNING":
                 self._catch_up(run)
-            else:
+            elif run.number not in self._again:
                 self._carry_out_end(run)
         self._deliver()
 
@@ -127,6 +135,11 @@ class Confirmation:
         return [(trial, index) for index in range(1, self.search.confirm.seeds + 1) for trial in trials]
 
     @property
+    def wanted_runs(self) -> list[SeedRun]:
+        """Those of them that have begun."""
+        return [self.trials[number] for run in self.wanted if (number := run_number(*run)) in self.trials]
+
+    @property
     def num_trials(self) -> int:
         """How many runs there are to be."""
         return len(self.wanted)
@@ -135,7 +148,7 @@ class Confirmation:
     def num_ended(self) -> int:
         """How many of them have ended."""
         ended = {number for number, run in self.trials.items() if run.state != "RUNNING"}
-        return len(ended & {run_number(*run) for run in self.wanted})
+        return len((ended - self._again) & {run_number(*run) for run in self.wanted})
 
     @property
     def num_left(self) -> int:
@@ -194,7 +207,8 @@ class Confirmation:
                 self.folder.record("confirmation_resumed", trial=trial, index=index, epoch=run.epoch)
                 self._waiting.remove(number)
                 run.attempt += 1
-            elif number not in self.trials:
+            elif number not in self.trials or number in self._again:
+                self._again.discard(number)
                 seed = confirmation_seed(self._seed, trial, index)
                 event = self.folder.record("confirmation_started", trial=trial, index=index, seed=seed)
                 self._replay(event)
@@ -343,22 +357,33 @@ class Confirmation:
 
     # -------- the choice
 
-    def choose(self) -> None:
+    @property
+    def _has_chosen(self) -> bool:
+        """Whether the choice that stands was made among these candidates with so many seeds."""
+        if self.chosen is None or self.chosen["seeds"] != self.search.confirm.seeds:
+            return False
+        return {row["trial"] for row in self.chosen["ranking"]} == {trial.number for trial in self.candidates}
+
+    def choose(self) -> bool:
         """Once all runs have ended: choose by their means, write it down, and make the choice the study's best_1.
+
+        Returns:
+            Whether there was one to choose; else a choice that was made earlier, of others, still stands.
 
         Raises:
             StorageError: if it cannot be written down.
         """
         if not self.search.confirm.top_k or self.num_left or not self.candidates:
-            return
+            return False
         choice = choose([self._measured(trial) for trial in self.candidates], maximize=self._maximize)
         if choice is None:
-            return
+            return False
         seed = confirmation_seed(self._seed, choice["trial"], choice["index"])
         wanted = {**choice, "seed": seed, "seeds": self.search.confirm.seeds}
         if self.chosen is None or any(self.chosen.get(key) != value for key, value in wanted.items()):
             self.chosen = self.folder.record("confirmation_chosen", **wanted)
         self._deliver()
+        return True
 
     def _measured(self, trial: TrialRecord) -> Candidate:
         """A trial with the values of its runs, by index; None for one that failed."""
@@ -383,10 +408,13 @@ class Confirmation:
             return
         number = run_number(event["trial"], event["index"])
         if kind == "confirmation_started":
-            params = self._ledger.trials[event["trial"]].params
+            params, before = self._ledger.trials[event["trial"]].params, self.trials.get(number)
             self.trials[number] = SeedRun(
                 number, params, trial=event["trial"], index=event["index"], seed=event["seed"]
             )
+            if before is not None:  # it begins anew, and a process of its first try must not save any more
+                self.trials[number].attempt = before.attempt + 1
+                self.trials[number].seconds = before.seconds
         run = self.trials[number]
         if kind == "confirmation_epoch":
             self._take_in(run, event)
@@ -397,6 +425,13 @@ class Confirmation:
         elif kind == "confirmation_ended":
             run.state, run.reason, run.seconds = event["state"], event["reason"], event["seconds"]
             self._ledger.confirmed_seconds[number] = run.seconds
+
+    def _clear_for_another_try(self) -> None:
+        """Delete what is left of runs that are to begin anew, before their numbers are given out again."""
+        if self._again:
+            for number in self._again:
+                drop_state(self.folder.trial(number))
+            self.states.tidy((self._ledger.trials.keys() | self.trials.keys()) - self._again, ())
 
     def _catch_up(self, run: SeedRun) -> None:
         """Take in what an interrupted run saved but nobody wrote down; then end it, or let it go on."""

@@ -112,6 +112,7 @@ class Ledger:
 
     Attributes:
         things: what is counted here, in words.
+        has_fixed_points: whether the sampler says how many trials there are, and not search.num_trials.
         confirmed_seconds: computed by the confirmation's runs (search_spaces.confirmation), by their numbers.
 
     Raises:
@@ -159,7 +160,8 @@ class Ledger:
         self._journal = journal_of(self._study)
         self._table_written, self._table_seconds = -math.inf, 0.0
         points = self._points(first_points)
-        self.num_trials = len(points) if launch.sampler.name == "grid" else self.search.num_trials
+        self.has_fixed_points = launch.sampler.name == "grid"
+        self.num_trials = len(points) if self.has_fixed_points else self.search.num_trials
         for point in points[len(self._frozen_trials()) :]:  # a crash may have come between two of them
             self._study.enqueue_trial(dict(point))
         self._bring_up_to_date()

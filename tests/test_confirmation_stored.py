@@ -14,6 +14,7 @@ from tests.test_search_spaces_ledger import (
 from tests.test_trainables_stored import Machine, Objects
 from trainables import stored as stored_module
 from trainables.checkpoint import read_description
+from trainables.failures import InterruptedTrial
 from trainables.node_folder import StateFolder
 from trainables.stored import copy_of_stored
 from trainables.study import StudyFolder
@@ -106,9 +107,10 @@ def test_a_model_that_was_kept_and_not_stored_when_the_driver_died_is_stored_by_
         assert (folder / "checkpoint.json").exists()
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(stored_module.Stored, "push", killed)
-        confirm(Machine(tmp_path / "first", objects, unbroken.launch))
+        with pytest.raises(Killed):
+            confirm(Machine(tmp_path / "first", objects, unbroken.launch))
     machine = confirm(Machine(tmp_path / "first", objects, unbroken.launch))
     check_confirmed(machine.study.path, machine.launch)
     assert objects.names("checkpoints/confirmed/") == unbroken.objects.names("checkpoints/confirmed/")
@@ -118,3 +120,27 @@ def test_a_model_that_was_kept_and_not_stored_when_the_driver_died_is_stored_by_
         patch.setattr(stored_module.Stored, "push", lambda stored, folder: pushed.append(folder))
         confirm(Machine(tmp_path / "first", objects, unbroken.launch))
     assert pushed == []  # what is there is not sent again
+
+
+def test_a_run_that_begins_anew_finds_nothing_of_its_first_try_wherever_the_machine_was_lost(tmp_path, unbroken):
+    begun = [b"confirmation_started" in b"".join(held.values()) for held in unbroken.objects.before]
+    machine = Machine(
+        tmp_path / "first", Objects(unbroken.objects.before[begun.index(True)]), unbroken.launch, waits=True
+    )
+    with machine.ledger() as ledger:
+        confirmation = Confirmation(ledger, seed=machine.launch.seed, max_failures=0)
+        record, run = confirmation.next_trial()
+        node = machine.disk / "node"
+        place = StateFolder(node, machine.objects.under(f"running/{record.key}"))
+        assert confirmation.report(record.number, SeedTrainer(record, run, node).epoch())
+        place.saved()
+        confirmation.interrupt(record.number, InterruptedTrial("process_died", "it was killed"))
+        assert confirmation.trials[record.number].state == "FAIL"
+    ended = [b'"confirmation_ended"' in b"".join(held.values()) for held in machine.objects.before]
+    left = machine.objects.before[ended.index(True) :]
+    assert len(left) > 1
+    for number, held in enumerate(left):
+        other = confirm(Machine(tmp_path / str(number), Objects(held), unbroken.launch))
+        (chosen,), (wanted,) = choice_of(other.study.path)[0], choice_of(unbroken.study.path)[0]
+        assert chosen == wanted
+        assert not other.objects.names("running/")

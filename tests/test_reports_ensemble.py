@@ -172,6 +172,39 @@ def test_other_members_make_another_ensemble_and_the_old_figures_are_not_shown_f
     assert opened(study)[-1] == ("ensemble_member", 7)
 
 
+def test_what_was_made_of_an_ensemble_is_put_aside_under_its_digest_when_its_members_change(study):
+    folder, sources = study.checkpoints / "ensemble", [study.checkpoints / f"best_{rank}" for rank in (1, 2, 3)]
+
+    def made(content):
+        for name in ("export/model.onnx", "member_1/evaluations/x.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(content)
+
+    make_ensemble(folder, sources[:2])
+    aside = folder / f"of_{digest_at(folder)[:12]}"
+    made("first")
+    make_ensemble(folder, sources[:2])
+    assert (folder / "export" / "model.onnx").read_text() == "first"  # the members are the same
+    make_ensemble(folder, sources)
+    assert sorted(path.name for path in folder.iterdir() if path != aside) == [
+        "checkpoint.json",
+        "member_1",
+        "member_2",
+        "member_3",
+    ]
+    make_ensemble(folder, sources[:2])
+    assert not (folder / "member_3").exists()
+    made("second")
+    make_ensemble(folder, sources)
+    found = {path.relative_to(aside).as_posix(): path.read_text() for path in aside.rglob("*") if path.is_file()}
+    assert found == {
+        "export/model.onnx": "first",
+        "export_2/model.onnx": "second",
+        "member_1/evaluations/x.json": "first",
+        "member_1/evaluations_2/x.json": "second",
+    }
+
+
 def test_a_half_made_ensemble_is_no_checkpoint_and_is_made_again(study, tiny_store):
     evaluate(study, tiny_store)
     folder = study.checkpoints / "ensemble"

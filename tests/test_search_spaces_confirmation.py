@@ -1,5 +1,6 @@
 """The books of a confirmation under simulated runs: killed at every instant, they lose nothing and choose the same."""
 
+import io
 import json
 import math
 import os
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+import launch
 from search_spaces.choice import Candidate, choose, median_index
 from search_spaces.confirmation import Confirmation, confirmation_seed
 from search_spaces.ledger import FIRST_RUN, run_number
+from search_spaces.no_choice import why_closed
 from search_spaces.schema import ChoiceError
 from tests.test_search_spaces_ledger import (
     METRIC,
@@ -271,7 +275,8 @@ def test_what_a_masked_method_reconstructs_with_lies_beside_the_model_that_is_de
         (study / "running" / f"{run.number:04d}" / PRETEXT).write_text(run.name)
 
     chosen = confirm(study, launch_of(*CONFIRM), faults=with_pretext).chosen
-    assert (study / "checkpoints" / "best_1" / PRETEXT).read_text() == f"trial {chosen['trial']}, seed {chosen['index']}"
+    kept = (study / "checkpoints" / "best_1" / PRETEXT).read_text()
+    assert kept == f"trial {chosen['trial']}, seed {chosen['index']}"
 
 
 def test_a_run_whose_machine_is_lost_goes_on_and_one_that_is_interrupted_too_often_fails_alone(study):
@@ -294,7 +299,7 @@ def test_a_run_whose_machine_is_lost_goes_on_and_one_that_is_interrupted_too_oft
     assert chosen["ranking"][1]["mean"] is None
 
 
-def test_a_trial_of_which_a_seed_diverged_is_not_chosen_and_where_all_are_the_search_decides(study):
+def test_a_trial_of_which_a_seed_diverged_is_not_chosen_and_where_all_are_none_is(study):
     first, second = top(study, 2)
     launch = launch_of(*CONFIRM)
     confirm(study, launch, diverging={(first, 2), (second, 3)})
@@ -303,6 +308,84 @@ def test_a_trial_of_which_a_seed_diverged_is_not_chosen_and_where_all_are_the_se
     delivered = read_description(study / "checkpoints" / "best_1")
     assert delivered["trial"] == first
     assert "confirmed" not in delivered
+
+
+def test_where_nothing_can_be_chosen_what_was_interrupted_is_tried_again_by_the_same_line_and_nothing_else(study):
+    first, second = top(study, 2)
+    launch = launch_of(*CONFIRM, "cluster.max_failures=1")
+
+    def faults(run):
+        if (run.trial, run.index) == (first, 1):
+            return InterruptedTrial("storage", "the disk is full", ("n1",))
+        return None
+
+    confirmation = confirm(study, launch, faults=faults, diverging={(second, 2)})
+    assert confirmation.choose() is False
+    assert confirmation.is_over
+    said = why_closed(confirmation._ledger, confirmation)
+    assert f"(trial {first}, seed 1: storage, 2 times: the disk is full), so the test fold stays closed" in said
+    assert "type the same line again to train anew what was interrupted too often" in said
+    assert said.endswith(f"search.confirm.top_k=0 evaluates the search's best trial, {first}, unconfirmed")
+    without = open_confirmation(study, launch_of(*SEARCHED))
+    assert (without.is_over, without.next_trial()) == (True, None)
+    again = open_confirmation(study, launch)
+    assert (again.num_left, again.is_over) == (1, False)
+    run, _ = again.next_trial()
+    assert (run.trial, run.index, run.failures, run.epoch) == (first, 1, 0, 0)
+    assert run.attempt > 2  # no process of the first try saves any more
+    again = confirm(study, launch)  # killed before it had begun
+    assert [e["trial"] for e in events_of(study) if e["event"] == "confirmation_ended"].count(second) == 3
+    assert choice_of(study)[0][0]["trial"] == first
+    assert open_confirmation(study, launch).device_seconds == pytest.approx(again.device_seconds)
+
+
+def test_a_choice_that_was_made_without_an_interrupted_run_stands_until_more_is_asked_for(study):
+    first, second = top(study, 2)
+    launch = launch_of(*CONFIRM, "cluster.max_failures=0")
+
+    def faults(run):
+        died = (run.trial, run.index) == (first, 1)
+        return InterruptedTrial("process_died", "it was killed", ("n1",)) if died else None
+
+    assert confirm(study, launch, faults=faults).chosen["trial"] == second
+    assert open_confirmation(study, launch).is_over
+    assert confirm(study, launch).chosen["trial"] == second
+    more = confirm(study, launch_of(*CONFIRM, "search.confirm.seeds=4"))
+    assert [len(row["values"]) for row in more.chosen["ranking"] if row["mean"] is not None] == [4, 4]
+
+
+def test_where_runs_failed_for_their_own_reasons_the_same_line_trains_nothing_and_more_trials_are_advised(study):
+    first, second = top(study, 2)
+    launch = launch_of(*CONFIRM)
+    confirm(study, launch, diverging={(first, 2), (second, 3)})
+    again = open_confirmation(study, launch)
+    assert (again.is_over, again.next_trial(), again.choose()) == (True, None, False)
+    assert "type a larger search.confirm.top_k to confirm more trials" in why_closed(again._ledger, again)
+
+
+def test_the_test_fold_stays_closed_where_nothing_can_be_chosen(study, monkeypatch):
+    first, second = top(study, 2)
+    typed = launch_of(*CONFIRM)
+    confirmation = confirm(study, typed, diverging={(first, 2), (second, 3)})
+    monkeypatch.setattr("reports.evaluate.evaluate_study", lambda *_: pytest.fail("the test fold was opened"))
+    monkeypatch.setattr("reports.report.build", lambda path, **_: path / "index.html")
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    assert launch.finish(typed, confirmation._ledger, confirmation, confirmation.folder, None, console) == 1
+    assert "non_finite: the loss is nan), so the test fold stays closed" in console.file.getvalue()
+
+
+def test_a_budget_that_ends_before_the_search_says_how_to_confirm_what_there_is_and_that_works(study):
+    longer = launch_of(*CONFIRM, "search.num_trials=50", "search.max_device_hours=0.0001")
+    confirmation = open_confirmation(study, longer)
+    said = why_closed(confirmation._ledger, confirmation)
+    assert "6 of 50 trials have ended and none is confirmed before all have" in said
+    assert "search.num_trials=6 and a larger search.max_device_hours to confirm those that have ended" in said
+    chosen = confirm(study, launch_of(*CONFIRM, "search.num_trials=6", "search.max_device_hours=9")).chosen
+    confirmation = open_confirmation(study, longer)
+    assert confirmation.choose() is False
+    evaluated = f"trial {chosen['trial']}, seed {chosen['index']}, which an earlier confirmation chose"
+    said = why_closed(confirmation._ledger, confirmation)
+    assert said.endswith(f"search.confirm.top_k=0 evaluates {evaluated}")
 
 
 def test_more_seeds_go_on_with_what_is_there_and_fewer_count_only_theirs(study):

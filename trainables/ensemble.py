@@ -10,6 +10,7 @@ well as seeds, Wenzel et al. 2020, arXiv:2006.13570.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ from trainables.settings import Run
 
 MEMBERS = "ensemble"
 """Key of an ensemble's description: its members."""
+OURS = ("member_", "of_")
+"""What the names of the folders in an ensemble's folder begin with that nobody else has made."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def make_ensemble(folder: Path, sources: Sequence[Path]) -> dict[str, Any]:
     """Make an ensemble's folder of copies of some checkpoints, unless it holds just these.
 
     Args:
-        folder: of the ensemble; what else it held is deleted.
+        folder: of the ensemble. Where it held another one, what was made of that and of its members (an export,
+            evaluations) is moved to a folder in it, of_DIGEST.
         sources: the members' folders, the best first.
 
     Returns:
@@ -177,13 +181,33 @@ def make_ensemble(folder: Path, sources: Sequence[Path]) -> dict[str, Any]:
     if (folder / DESCRIPTION).exists() and (held := read_description(folder)).get(MEMBERS) == members:
         return held
     with writing_to(folder):
+        _put_aside(folder)
         (folder / DESCRIPTION).unlink(missing_ok=True)  # first: what a crash leaves is then no checkpoint
-        shutil.rmtree(folder, ignore_errors=True)
+        for old in folder.glob("member_*"):
+            shutil.rmtree(old)
     for member, source in zip(members, sources, strict=True):
         copy_checkpoint(source, folder / member["folder"])
     shared = {key: descriptions[0].get(key) for key in ("metric", "contract", "run", "store", "git_revision")}
     describe(folder, {"trial": None, MEMBERS: members, **shared})
     return read_description(folder)
+
+
+def _put_aside(folder: Path) -> None:
+    """Move what was made of the ensemble in `folder` to a folder named for it; its description says which it is."""
+    if not (folder / DESCRIPTION).exists():  # a crash came after this
+        return
+    name = f"of_{digest_of(read_description(folder).get(MEMBERS, []))[:12]}"
+    for place in (folder, *sorted(folder.glob("member_*"))):
+        inside = folder / name if place == folder else folder / name / place.name
+        for made in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(OURS)):
+            inside.mkdir(parents=True, exist_ok=True)
+            made.rename(_free(inside / made.name))
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of path_2, path_3, ... that is not there."""
+    names = (path if number == 1 else path.with_name(f"{path.name}_{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _member(number: int, source: Path, described: Mapping[str, Any]) -> dict[str, Any]:
