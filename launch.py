@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -540,6 +541,8 @@ def dashboard(launch: Launch, console: Console) -> int:
     """Show a study in optuna-dashboard until Ctrl-C; nothing of the study can be changed there."""
     from reports.dashboard import serving
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts it in the background has SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         with serving(Path(launch.study_dir) / "journal.log", launch.port) as server:
             console.print(
