@@ -310,6 +310,7 @@ def evaluate(launch: Launch, console: Console) -> int:
 
     (folder,) = launch.checkpoints
     checkpoint = load_ensemble(folder) if is_ensemble(folder) else load(folder)
+    check_same_folds(launch, folder, checkpoint.run)
     store = open_store(launch, console)
     labels = checkpoint.labels_in(store, launch.task.labels)
     split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
@@ -384,6 +385,7 @@ def export(launch: Launch, console: Console) -> int:
     check_packages()
     (folder,) = launch.checkpoints
     checkpoint = load_as_one(folder)
+    check_same_folds(launch, folder, checkpoint.run)
     store = open_store(launch, console)
     labels = checkpoint.labels_in(store, launch.task.labels)
     split, rows = rows_of_fold(store.index, labels, launch.data, launch.evaluate.fold, seed=launch.seed)
