@@ -6,7 +6,7 @@ from scipy.special import expit, logit
 from scipy.stats import t
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from reports.statistics import intervals
+from reports.statistics import intervals, resamples
 from reports.statistics.delong import delong
 from reports.statistics.intervals import Interval, bootstrap, logit_interval, micro
 
@@ -46,7 +46,7 @@ def test_a_seed_gives_the_same_resamples_however_many_are_held_at_once(monkeypat
     targets[:, 1] = patients == 3  # one positive patient: redraws happen
     scores[:, 1] += targets[:, 1]
     whole = bootstrap(targets, scores, patients, num_resamples=70, seed=1)
-    monkeypatch.setattr(intervals, "_CHUNK_NUMBERS", 7 * len(patients))
+    monkeypatch.setattr(resamples, "_CHUNK_NUMBERS", 7 * len(patients))
     parts = bootstrap(targets, scores, patients, num_resamples=70, seed=1)
     np.testing.assert_allclose(parts.per_class, whole.per_class, rtol=0, atol=1e-14)
     np.testing.assert_allclose(parts.macro, whole.macro, rtol=0, atol=1e-14)

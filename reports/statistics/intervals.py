@@ -22,7 +22,6 @@ at times below the value that they are meant to surround.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from scipy.special import stdtr, stdtrit
 
 from reports.statistics.discrimination import Floats, Ranking
 from reports.statistics.influence import Influence, influence, of_difference
+from reports.statistics.resamples import patient_resamples
 
 METRICS = ("auroc", "auprc")
 CONFIDENCE = 0.95
@@ -48,8 +48,6 @@ RARE_COVERAGE = {"auroc": (0.95, 1.0), "auprc": (0.95, 0.99)}
 """What it held in simulated folds where 5 or 10 positive patients were expected: docs/statistics.md."""
 ALONE = "one patient alone has positive, or negative, records"
 """Why there is no interval: one patient does not tell how far another would have been off."""
-_CHUNK_NUMBERS = 1 << 18
-"""Weights held at once, n times the resamples of a chunk: 2 MiB stay in a core's cache, whatever K is."""
 
 
 @dataclass(frozen=True)
@@ -365,18 +363,6 @@ def _packed(resamples: Iterator[Floats], chosen: NDArray[np.int64]) -> Iterator[
 
 
 def _resamples(patients: NDArray[Any], *, num_resamples: int, seed: int) -> Iterator[Floats]:
-    """Draw the patients with replacement, as many as there are; yield (n, r) weights, the same ones for a seed.
-
-    No chunk crosses column `num_resamples`, and no more are drawn than MIN_VALID_SHARE allows.
-    """
-    _, patient_of_record = np.unique(patients, return_inverse=True)
-    num_patients = int(patient_of_record.max()) + 1
-    generator = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_NUMBERS // len(patients))
-    bounds = [*range(0, num_resamples, chunk), *range(num_resamples, math.ceil(num_resamples / MIN_VALID_SHARE), chunk)]
-    for start, end in itertools.pairwise([*bounds, math.ceil(num_resamples / MIN_VALID_SHARE)]):
-        num = end - start
-        drawn = generator.integers(num_patients, size=(num, num_patients))
-        cells = drawn * num + np.arange(num)[:, None]
-        times_drawn = np.bincount(cells.ravel(), minlength=num_patients * num).reshape(num_patients, num)
-        yield times_drawn.astype(np.float64)[patient_of_record]
+    """(n, r) weights of the first resamples, then of as many spare ones as MIN_VALID_SHARE allows."""
+    most = math.ceil(num_resamples / MIN_VALID_SHARE)
+    return patient_resamples(patients, num_resamples=num_resamples, seed=seed, num_spare=most - num_resamples)
