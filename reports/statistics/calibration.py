@@ -226,11 +226,13 @@ def _block(test: Predictions, answers: Answers, samples: Resampled, kind: str, *
     block: dict[str, Any] = {"num_classes": len(kept)}
     for name in ("brier", *ERRORS):
         block[f"{name}_macro"] = (
-            _json(samples.interval(name, kept)) if kept else _none("no class has both a positive and a negative record")
+            samples.interval(name, kept).as_json()
+            if kept
+            else _none("no class has both a positive and a negative record")
         )
         if kept and name in chance:
             block[f"{name}_macro"] |= _chance(chance[name][kept].mean(axis=0))
-    block["pooled"] = {"ece": _json(samples.interval("ece_pooled")) | _chance(chance.get("ece_pooled"))}
+    block["pooled"] = {"ece": samples.interval("ece_pooled").as_json() | _chance(chance.get("ece_pooled"))}
     block["pooled"] |= _pooled(test, answers, kind)
     block["negative_log_likelihood"] = negative_log_likelihood(answers.targets, answers.probabilities, kind)
     if kind == "single_label":
@@ -251,7 +253,7 @@ def _class(
     targets, probabilities = answers.targets[:, index], answers.probabilities[:, index]
     positive = targets > 0.5
     prevalence = float(positive.mean())
-    brier = _json(samples.interval("brier", [index]))
+    brier = samples.interval("brier", [index]).as_json()
     of_prevalence = prevalence * (1 - prevalence)
     return {
         "num_positive": int(positive.sum()),
@@ -261,7 +263,7 @@ def _class(
         "brier": brier,
         "brier_skill": 1 - brier["value"] / of_prevalence if of_prevalence else None,
         **{
-            name: _json(samples.interval(name, [index])) | _chance(chance[name][index] if chance else None)
+            name: samples.interval(name, [index]).as_json() | _chance(chance[name][index] if chance else None)
             for name in ERRORS
         },
         "slope": _fit(slope, targets, probabilities, test.patient_ids),
@@ -301,7 +303,7 @@ def _differences(test: Predictions, samples: dict[str, Resampled]) -> dict[str, 
     if not kept:
         return {}
     found = {name: samples["after"].difference(samples["before"], name, kept) for name in ("brier", *ERRORS)}
-    return {f"{name}_macro": _json(interval) for name, interval in found.items()}
+    return {f"{name}_macro": interval.as_json() for name, interval in found.items()}
 
 
 def reliability(targets: NDArray[Any], probabilities: NDArray[Any]) -> dict[str, list[Any]]:
@@ -372,15 +374,11 @@ def _chance(samples: Floats | None) -> dict[str, float]:
 
 def _fit(fit: Any, targets: NDArray[Any], probabilities: NDArray[Any], patients: NDArray[Any]) -> dict[str, Any]:
     try:
-        return _json(fit(targets, probabilities, patients))
+        found: Interval = fit(targets, probabilities, patients)
     except ValueError as error:
         return _none(str(error))
+    return found.as_json()
 
 
 def _none(reason: str) -> dict[str, Any]:
     return {"value": None, "low": None, "high": None, "reason": reason}
-
-
-def _json(interval: Interval) -> dict[str, Any]:
-    found: dict[str, Any] = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return found | ({"reason": interval.reason} if interval.reason else {})
