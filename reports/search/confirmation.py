@@ -33,6 +33,8 @@ def confirmation(study: Study) -> dict[str, Any]:
     rows = [_row(study, trial, choice, num_seeds) for trial in _trials(study, choice)]
     rows.sort(key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0.0), row["trial"]))
     lost = [row["shrinkage"] for row in rows if row["shrinkage"] is not None]
+    # a run that began anew has an end for each beginning, the last one with the seconds of all
+    last_ends = {(event["trial"], event["index"]): event for event in study.of_event("confirmation_ended")}
     return {
         "asked": {"top_k": int(asked.get("top_k") or 0), "seeds": int(asked.get("seeds") or 0)},
         "chosen": None
@@ -40,7 +42,7 @@ def confirmation(study: Study) -> dict[str, Any]:
         else {key: choice.get(key) for key in ("trial", "index", "seed", "mean", "sd", "seeds", "value", "estimate")},
         "rows": rows,
         "shrinkage": math.fsum(lost) / len(lost) if lost else None,
-        "seconds": math.fsum(event.get("seconds") or 0.0 for event in study.of_event("confirmation_ended")),
+        "seconds": math.fsum(event.get("seconds") or 0.0 for event in last_ends.values()),
         "extended": choice is not None and _extended(study),
     }
 
