@@ -74,6 +74,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "confirmation": confirmation(study),
         "ensemble": {"members": [], "reason": None} | study.ensemble,
         "provenance": provenance(study),
+        "earlier": study.predictions["earlier"].made_by.get("study") if "earlier" in study.predictions else None,
         "problems": list(study.problems),
         "mistakes": figures_of_mistakes(study),
         "operating_points": operating_points_of(study),

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reports.earlier import with_earlier
 from reports.folder import read_study
 from reports.html import render
 from reports.metrics import figures
@@ -41,7 +42,7 @@ def build(
     """
     study = read_study(study_dir)
     settings = {**(study.setting("evaluate") or {}), **(evaluate or {})}
-    study = replace(study, config={**study.config, "evaluate": settings})
+    study = with_earlier(replace(study, config={**study.config, "evaluate": settings}))
     metrics = figures(study, num_resamples=num_resamples, seed=seed)
     page = render(study, metrics)
     folder = study_dir / "report"

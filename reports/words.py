@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 MODELS = {
     "best": "Best trial",
     "ensemble": "Ensemble",
+    "earlier": "Best of earlier studies",
     "default_configuration": "Default configuration",
     "random_encoder": "Random encoder + linear probe",
 }
@@ -19,6 +20,7 @@ NAMES_IN_TEXT = {
     "best": "the best trial",
     "ensemble": "the ensemble",
     "ensemble_member": "a member of the ensemble",
+    "earlier": "the best of earlier studies",
     "default_configuration": "the default configuration",
     "random_encoder": "a random encoder",
 }

@@ -204,6 +204,8 @@ class Evaluate(Settings):
     """Of F-beta and G-beta, where the data set's convention asks for them (2 on CPSC2018); null shows neither."""
     protocol: Literal["ptb_xl_benchmark"] | None = None
     """A published protocol whose figure is shown too, so that it stands beside the literature's."""
+    earlier_studies: list[str] = []
+    """Folders of studies: the best of their models on the same records has a row in the report."""
     cost_per_device_hour: float | None = Field(default=None, ge=0)
     """The report multiplies it with the device-hours; None: no cost is shown."""
     currency: str = "EUR"

@@ -27,7 +27,7 @@ def class_rows(metrics: dict[str, Any]) -> dict[str, Any]:
     best = metrics["best"].get("test")
     if best is None:
         return {"rows": [], "axes": {}}
-    held_against = [model for model in MODELS if model not in ("best", "ensemble")]
+    held_against = [model for model in MODELS if model not in ("best", "ensemble", "earlier")]
     others = {model: metrics["baselines"].get(model, {}).get("test", {}) for model in held_against}
     rows = [
         {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reports import folds
+from reports.earlier import EARLIER
 from reports.folder import Study
 from reports.search import confirmation
 from reports.search.confirmation import how_chosen
@@ -94,7 +95,9 @@ def _opened(metrics: dict[str, Any]) -> str:
 def passed_models(study: Study) -> set[str]:
     """The models whose predictions are there, by the digests of their weights; of an ensemble its members."""
     members = {member["digest"] for member in study.ensemble.get("members") or ()}
-    single = {of.made_by.get("digest", name) for name, of in study.predictions.items() if name != "ensemble"}
+    single = {
+        of.made_by.get("digest", name) for name, of in study.predictions.items() if name not in ("ensemble", EARLIER)
+    }
     return single | (members if "ensemble" in study.predictions else set())
 
 
