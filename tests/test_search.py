@@ -114,7 +114,7 @@ def test_the_kept_checkpoints_are_the_best_completed_trials(finished):
         table[table["state"] == "COMPLETE"].sort_values(["value", "number"], ascending=[False, True])["number"].tolist()
     )
     kept = sorted(folder.name for folder in (study / "checkpoints").iterdir())
-    assert kept == [f"best_{rank}" for rank in range(1, min(3, len(best)) + 1)] + ["default"]
+    assert kept == [f"best_{rank}" for rank in range(1, min(3, len(best)) + 1)] + ["default", "ensemble"]
     for rank, number in enumerate(best[:3], start=1):
         description = json.loads((study / "checkpoints" / f"best_{rank}" / "checkpoint.json").read_text())
         assert description["trial"] == number
