@@ -38,7 +38,7 @@ from trainables.changes import LEFT_BEHIND, code_changes
 from trainables.provenance import REVISION, git_revision
 from trainables.study import StudyError
 
-TRAVELS = (".py", ".yaml", ".html", ".css", ".js", ".typed")
+TRAVELS = (".py", ".yaml", ".html", ".css", ".js", ".md", ".typed")
 """Files of the code and its configuration; recordings, weights and studies that lie among them stay here."""
 OPTIONS = "options"  # where the folder of --config-dir lies in the job's working directory
 INTERRUPTED = 130
