@@ -230,7 +230,7 @@ def annotated(annotation):
 
 def test_every_key_is_read_by_something():
     packages = ("search_spaces", "trainables", "data", "models", "reports")
-    files = [ROOT / "launch.py", *(path for package in packages for path in (ROOT / package).glob("*.py"))]
+    files = [ROOT / "launch.py", *(path for package in packages for path in (ROOT / package).rglob("*.py"))]
     declared = {ROOT / "search_spaces" / "schema.py", ROOT / "trainables" / "settings.py"}
     code = "\n".join(path.read_text(encoding="utf-8") for path in files if path not in declared)
     code += re.sub(r"^    \w+: .*$", "", "\n".join(path.read_text(encoding="utf-8") for path in declared), flags=re.M)

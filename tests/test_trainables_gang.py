@@ -50,7 +50,10 @@ def three_nodes():
 
     In a process of its own, since Ray reads the environment when it is imported.
     """
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="nodes-") as folder:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="nodes-", ignore_cleanup_errors=True) as folder,
+    ):  # Ray may still write its logs
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         command = [sys.executable, "-c", NODES, folder]
