@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from reports import folds
+from reports.earlier import EARLIER
 from reports.folder import Predictions, Study, at_path
 from reports.mistakes import figures_of_mistakes
 from reports.provenance import provenance
@@ -74,7 +75,7 @@ def figures(study: Study, *, num_resamples: int, seed: int) -> dict[str, Any]:
         "confirmation": confirmation(study),
         "ensemble": {"members": [], "reason": None} | study.ensemble,
         "provenance": provenance(study),
-        "earlier": study.predictions["earlier"].made_by.get("study") if "earlier" in study.predictions else None,
+        "earlier": study.predictions[EARLIER].made_by.get("study") if EARLIER in study.predictions else None,
         "problems": list(study.problems),
         "mistakes": figures_of_mistakes(study),
         "operating_points": operating_points_of(study),

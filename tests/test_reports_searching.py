@@ -315,7 +315,8 @@ def test_stays_of_a_lane_never_overlap_and_there_are_no_more_lanes_than_needed(s
     ],
 )
 def test_events_that_lack_what_others_have_do_not_stop_the_rest(events):
+    whole = searching(study_of([trial(0, [0.5])], [], scheduler={"name": "fifo"}), {})
     for trials in ([], [trial(0, [0.5])], [trial(0, []), trial(1, [0.2], state="FAIL", reason=None)]):
         for name in ("asha", "median", "fifo", "pbt", "unknown"):
             found = searching(study_of(trials, events, scheduler={"name": name}), {})
-            json.dumps(found, allow_nan=False)
+            assert json.loads(json.dumps(found, allow_nan=False)).keys() == whole.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reports.charts import Axis, interval_axis
+from reports.earlier import EARLIER
 from reports.folder import Study
 from reports.statistics.intervals import ENOUGH_PATIENTS, RARE_COVERAGE
 from reports.words import DASH, MODELS
@@ -27,7 +28,7 @@ def class_rows(metrics: dict[str, Any]) -> dict[str, Any]:
     best = metrics["best"].get("test")
     if best is None:
         return {"rows": [], "axes": {}}
-    held_against = [model for model in MODELS if model not in ("best", "ensemble", "earlier")]
+    held_against = [model for model in MODELS if model not in ("best", "ensemble", EARLIER)]
     others = {model: metrics["baselines"].get(model, {}).get("test", {}) for model in held_against}
     rows = [
         {
