@@ -639,11 +639,8 @@ def session_seconds(events: Iterable[Mapping[str, Any]]) -> float:
     total, last = 0.0, None
     for event in events:
         at = datetime.fromisoformat(event["time"]).timestamp()
-        if event["event"] in (
-            "test_fold_opened",
-            "test_records_drawn",
-            "preflight",
-        ):  # also by a command of its own, days later
+        if event["event"] in ("test_fold_opened", "test_records_drawn", "preflight"):
+            # also by a command of its own, days later
             continue
         if last is not None and event["event"] not in ("study_started", "study_resumed"):
             total += max(0.0, at - last)

@@ -149,10 +149,8 @@ class Sentinel:
             there = wanted
         now = time.monotonic()
         with self._lock:
-            wanted, there = (
-                wanted & self._going.keys(),
-                there & self._going.keys(),
-            )  # another thread may have looked, too
+            # another thread may have looked, too
+            wanted, there = wanted & self._going.keys(), there & self._going.keys()
             for thing in wanted - there:
                 self._longest = max(self._longest, now - self._going.pop(thing))
                 self._gone += 1

@@ -395,9 +395,8 @@ def run_trials(
 
     trouble, sentinel = Trouble(), Sentinel(ledger.folder, gangs=not places.reuses_processes)
     following, room = LedgerScheduler(ledger, trouble, on_change, places, sentinel), places.room
-    if scheduler.name == "pbt" and isinstance(
-        ledger, Ledger
-    ):  # the whole population is started at once and takes turns on what the cluster has
+    if scheduler.name == "pbt" and isinstance(ledger, Ledger):
+        # the whole population is started at once and takes turns on what the cluster has
         following = PopulationScheduler(ledger, trouble, on_change, places, sentinel, assign)
 
         def room() -> int:
