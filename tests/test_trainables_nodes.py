@@ -6,6 +6,7 @@ import pytest
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
+from search_spaces.connection import let_ray_see_the_token
 from trainables.nodes import free_orphaned_groups, placement_groups
 
 
@@ -22,7 +23,12 @@ class Maker:
 
 @pytest.fixture(scope="module")
 def cluster():
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+    ):  # Ray may still write its logs
+        patch.setenv("RAY_AUTH_MODE", "token")
+        let_ray_see_the_token()  # tests before this one may have shown Ray another, which it remembers
         ray.init(address="local", num_cpus=3, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
         yield
         ray.shutdown()
