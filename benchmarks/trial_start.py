@@ -33,6 +33,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 
 from search_spaces.compose import compose_choices
+from search_spaces.connection import environment_of_trials, start_ray
 from search_spaces.distributions import parse, run_with
 from search_spaces.ledger import Ledger
 from search_spaces.quiet import quiet
@@ -50,16 +51,20 @@ TARGET_S = 0.5
 
 
 @contextlib.contextmanager
-def ray_instance(log: Path, *, cpus_per_trial: int) -> Iterator[None]:
+def ray_instance(log: Path, *, cpus_per_trial: int, ours: bool = False) -> Iterator[None]:
     """Ray, with its dashboard, for the length of the block; its first worker has answered on entry.
 
     Args:
         log: where everything goes that Ray and Tune would write to the terminal.
         cpus_per_trial: what one of the concurrent trials takes.
+        ours: whether it is started as launch.py starts it, or as Ray's documentation does.
     """
     num_cpus = CONCURRENT_TRIALS * cpus_per_trial
-    with quiet(Console(), log):
-        ray.init(address="local", num_cpus=num_cpus, num_gpus=0, include_dashboard=True, log_to_driver=False)
+    with quiet(Console(), log), environment_of_trials(gangs=False) if ours else contextlib.nullcontext():
+        if ours:
+            start_ray(num_cpus, include_dashboard=True)
+        else:
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, log_to_driver=False)
         try:
             ray.get(ray.remote(lambda: None).remote())
             yield
@@ -136,7 +141,7 @@ def our_seconds_per_trial(*typed: str) -> float:
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        ray_instance(Path(folder, "ray.log"), cpus_per_trial=1),
+        ray_instance(Path(folder, "ray.log"), cpus_per_trial=1, ours=True),
     ):
         launch = our_launch(Path(folder, "study"), *typed)
         start = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 DASHBOARD_HOST = "127.0.0.1"
 ANSWER_WITHIN_S = 10
+OF_A_TRIAL = ("torch", "ray.tune", "scipy.signal", "pandas", "pydantic", "safetensors.torch")
+"""Modules that take long to import, of what trainables.trial imports; those of others, which every process finds."""
+MEMORY_OF_A_PROCESS = 300 * 2**20
+"""Bytes of its own that a process takes which has imported them, and a margin."""
 
 
 @contextmanager
@@ -33,24 +37,17 @@ def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[N
         StudyError: if nothing answers at the address, or it does not let us in.
         ChoiceError: if there is no token where one is due, or none is asked for where one has to be.
     """
-    gang = cluster.workers_per_trial > 1
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     for note in authenticate(cluster.address):
         logger.warning(note)
     let_ray_see_the_token()
-    keep_keys_out_of_trials()
     if cluster.address not in (None, "auto"):
         check_something_listens(cluster.address)
+    gangs = cluster.workers_per_trial > 1
     try:
         if cluster.address is None:
             # without the dashboard ended gangs would keep their CPUs (Train asks it who is alive)
-            ray.init(
-                address="local",
-                num_cpus=cluster.num_cpus,
-                include_dashboard=gang,
-                dashboard_host=DASHBOARD_HOST,
-                log_to_driver=log_to_driver,
-            )
+            start_ray(cluster.num_cpus, include_dashboard=gangs, log_to_driver=log_to_driver)
         else:
             # every worker runs this very code, frozen now, on every node; in a job, too, whose own environment is
             # the same code with launch.py beside it
@@ -68,9 +65,48 @@ def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[N
         ) from error
     try:
         check_guarded(cluster)
-        yield
+        with environment_of_trials(gangs=gangs):
+            yield
     finally:
         ray.shutdown()
+
+
+def start_ray(num_cpus: int | None, *, include_dashboard: bool, log_to_driver: bool = False) -> None:
+    """Start Ray on this machine, with processes that are ready to take a trial.
+
+    Ray starts one a core at once; those import meanwhile what a trial needs two seconds for. Not where all of them
+    together would take more than a quarter of the memory that is free: most wait in vain where trials have many cores.
+    """
+    processes, free = os.cpu_count() or 1, psutil.virtual_memory().available
+    preloads = processes * MEMORY_OF_A_PROCESS < free / 4
+    with environment({"RAY_preload_python_modules": ",".join(OF_A_TRIAL) if preloads else None}):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=include_dashboard,
+            dashboard_host=DASHBOARD_HOST,
+            log_to_driver=log_to_driver,
+        )
+
+
+@contextmanager
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Variables of the environment for the length of the block, None for unset; as before afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    put_in_environment(values)
+    try:
+        yield
+    finally:
+        put_in_environment(before)
+
+
+def put_in_environment(values: Mapping[str, str | None]) -> None:
+    """Set variables of the environment; unset those that are None."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def let_ray_see_the_token() -> None:
@@ -85,16 +121,27 @@ def let_ray_see_the_token() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def keep_keys_out_of_trials() -> None:
-    """Have Tune leave the keys of object stores where they are: in the environments of the nodes and of this process.
+@contextmanager
+def environment_of_trials(*, gangs: bool) -> Iterator[None]:
+    """For the length of the block have Tune copy no variable of this process into the environment of a trial.
 
-    It copies them from here into the runtime environment of every trial, which Ray writes to a log of each node and
-    shows in its dashboard. A private name of Ray 2.60; there is no public way.
+    It would copy the keys of object stores, too, and Ray writes that environment to a log of each node and shows it in
+    its dashboard. And a process with an environment of its own is started when its trial is: with that of the job, one
+    that waits is taken. Private names of Ray 2.60; there is no public way.
+
+    Args:
+        gangs: whether trials are gangs, to which Train's own settings must still get.
     """
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
     from ray.tune.execution import class_cache
 
-    kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE = kept
+    before = class_cache.ENV_VARS_TO_PROPAGATE, class_cache.DEFAULT_ENV_VARS
+    class_cache.ENV_VARS_TO_PROPAGATE = set(ENV_VARS_TO_PROPAGATE) if gangs else set()
+    class_cache.DEFAULT_ENV_VARS = {}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE, class_cache.DEFAULT_ENV_VARS = before
 
 
 def check_something_listens(address: str) -> None:

@@ -472,11 +472,15 @@ def apply(
     changed: dict[str, Any] = copy.deepcopy(dict(tree))
     for key in sorted((key for key in values if key in options), key=len):  # a model before the encoder within it
         put(changed, key, copy.deepcopy(options[key][values[key]]))
+    known: dict[str, Any] | None = None
     for key in [key for key in values if key not in options]:
-        known = dotted({name: changed[name] for name in Run.model_fields if name in changed})
+        if known is None:
+            known = dotted({name: changed[name] for name in Run.model_fields if name in changed})
         if key not in known:
             raise ChoiceError(f"space.{key}: {unknown_key(key, known)}")
         put(changed, key, copy.deepcopy(values[key]))
+        if isinstance(values[key], Mapping | list):  # which brings keys of its own
+            known = None
     return changed
 
 

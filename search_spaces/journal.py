@@ -67,8 +67,12 @@ class Journal(JournalFileBackend):
         self._written = False
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Flush once, at the end; a step within a step is part of it."""
+    def step(self, *, flush: bool = True) -> Iterator[None]:
+        """Flush once, at the end; a step within a step is part of it.
+
+        Args:
+            flush: whether at all; else what the step writes reaches the disk with the next one that does.
+        """
         if self._step_is_open:
             yield
             return
@@ -77,7 +81,8 @@ class Journal(JournalFileBackend):
             yield
         finally:
             self._step_is_open = False
-            self.flush()
+            if flush:
+                self.flush()
 
 
 def open_study(path: Path, direction: Literal["maximize", "minimize"]) -> optuna.Study:

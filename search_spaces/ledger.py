@@ -151,6 +151,8 @@ class Ledger:
         self._devices = launch.cluster.workers_per_trial
         self._max_failures = launch.cluster.max_failures
         self._waiting: list[int] = []
+        # totals over the trials, which are asked for at every step of the search
+        self._num_ended, self._seconds = 0, 0.0
         self._seconds_before = session_seconds(folder.read_events())
         self._opened = time.monotonic()
         # what Optuna says of every trial, the events say too
@@ -178,7 +180,7 @@ class Ledger:
     @property
     def num_ended(self) -> int:
         """Trials that ended for their own reason; an interrupted one will go on."""
-        return sum(trial.state != "RUNNING" for trial in self.trials.values())
+        return self._num_ended
 
     @property
     def num_running(self) -> int:
@@ -205,8 +207,7 @@ class Ledger:
     @property
     def device_seconds(self) -> float:
         """Seconds of all workers of all trials and of the confirmation's runs."""
-        trials = sum(trial.seconds for trial in self.trials.values())
-        return self._devices * (trials + sum(self.confirmed_seconds.values()))
+        return self._devices * (self._seconds + sum(self.confirmed_seconds.values()))
 
     @property
     def wall_seconds(self) -> float:
@@ -281,7 +282,7 @@ class Ledger:
         Raises:
             StorageError: if it cannot be written down.
         """
-        with self._journal.step():
+        with self._journal.step(flush=False):  # the event is on the disk, and what follows from it can be made again
             return self._report(self.trials[number], result)
 
     def _report(self, trial: TrialRecord, result: Mapping[str, Any]) -> bool:
@@ -292,7 +293,7 @@ class Ledger:
         if whole and result["epoch"] > trial.epoch and not trial.stopped:
             self._take_in(trial, self._write_epoch(trial, result))
         else:  # it failed, or was computed a second time: that, too, took its time
-            trial.seconds += result["seconds"]
+            self._spent(trial, result["seconds"])
         if result["reason"] is not None:
             self.end(trial.number, "PRUNED", result["reason"])
         else:
@@ -325,7 +326,7 @@ class Ledger:
         """An epoch that is written down: into the books, the journal and the policy."""
         trial.epoch, trial.stage, trial.metrics = event["epoch"], event["stage"], event["metrics"]
         trial.value, trial.best_epoch = event["value"], event["best_epoch"]
-        trial.seconds += event["seconds"]
+        self._spent(trial, event["seconds"])
         if trial.best_epoch == trial.epoch:
             trial.best_metrics = trial.metrics
         objective = trial.metrics.get(self.search.metric)
@@ -337,6 +338,14 @@ class Ledger:
             self._study._storage.set_trial_intermediate_value(frozen._trial_id, trial.epoch, objective)
         if not self._policy.report(trial.number, trial.epoch, objective if self._maximize else -objective):
             trial.stopped = True
+
+    def _spent(self, trial: TrialRecord, seconds: float) -> None:
+        trial.seconds += seconds
+        self._seconds += seconds
+
+    def _ended(self, trial: TrialRecord, state: str, reason: str | None) -> None:
+        self._num_ended += trial.state == "RUNNING"
+        trial.state, trial.reason = state, reason
 
     def exploit(self, number: int) -> tuple[TrialRecord, Run] | None:
         """Let a trial at the end of an interval take over a better one's weights, if it is among the worst.
@@ -417,10 +426,10 @@ class Ledger:
             epochs=trial.epoch,
             seconds=round(trial.seconds, 3),
         )
-        trial.state, trial.reason = state, reason
+        self._ended(trial, state, reason)
         with self._journal.step():
             self._carry_out_end(trial)
-        if self.num_ended >= self.num_trials or time.monotonic() - self._table_written > 20 * self._table_seconds:
+        if self.num_ended >= self.num_trials or time.monotonic() - self._table_written > 50 * self._table_seconds:
             self.write_table()
 
     def interrupt(self, number: int, interruption: InterruptedTrial) -> None:
@@ -579,7 +588,8 @@ class Ledger:
         elif kind == "trial_interrupted" and trial is not None:
             self._take_in_interruption(trial, event)
         elif kind == "trial_ended" and trial is not None:
-            trial.state, trial.reason, trial.seconds = event["state"], event["reason"], event["seconds"]
+            self._ended(trial, event["state"], event["reason"])
+            self._spent(trial, event["seconds"] - trial.seconds)  # those of epochs that failed are in it, too
         elif kind in ("confirmation_started", "confirmation_epoch", "confirmation_ended"):
             number, ended = run_number(event["trial"], event["index"]), kind == "confirmation_ended"
             before = 0.0 if ended else self.confirmed_seconds.get(number, 0.0)  # its own seconds are of all epochs

@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
+from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
+from optuna.trial import TrialState
 
 from data.plain_pickles import ArraysOnly
 from search_spaces.schema import Sampler
@@ -37,13 +40,15 @@ def make_sampler(settings: Sampler, *, seed: int, number: int) -> BaseSampler:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if settings.name == "tpe":
             # Optuna 5's defaults, said aloud: earlier versions differ. `group` serves conditional spaces.
-            return optuna.samplers.TPESampler(
+            sampler = optuna.samplers.TPESampler(
                 n_startup_trials=settings.num_startup_trials,
                 multivariate=True,
                 group=True,
                 constant_liar=True,
                 seed=draw,
             )
+            sampler._group_decomposed_search_space = GroupsOfKinds(include_pruned=True)
+            return sampler
         if settings.name == "gp":
             return optuna.samplers.GPSampler(n_startup_trials=settings.num_startup_trials, seed=draw)
         if settings.name == "cmaes":
@@ -52,6 +57,25 @@ def make_sampler(settings: Sampler, *, seed: int, number: int) -> BaseSampler:
             return optuna.samplers.NSGAIISampler(population_size=settings.population_size, seed=draw)
         # random; and grid, whose points all wait in the study's queue
         return optuna.samplers.RandomSampler(seed=draw)
+
+
+class GroupsOfKinds(_GroupDecomposedSearchSpace):
+    """Optuna's groups of parameters that are searched together, found from one trial of each kind.
+
+    Trials are of one kind where they have the same parameters, and a second one changes no group. Optuna looks at every
+    trial for every proposal, which takes a quarter of it at 500 trials.
+    """
+
+    def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
+        """The groups of all trials that have ended."""
+        kinds: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        for trial in study._get_trials(deepcopy=False, states=states, use_cache=use_cache):
+            kinds.setdefault(tuple(trial.distributions), trial.distributions)
+        groups = _SearchSpaceGroup()
+        for distributions in kinds.values():
+            groups.add_distributions(distributions)
+        return groups
 
 
 class CmaEs(optuna.samplers.CmaEsSampler):

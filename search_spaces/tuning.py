@@ -25,6 +25,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search_spaces.books import Books
+from search_spaces.connection import environment
 from search_spaces.ledger import Ledger, TrialRecord
 from search_spaces.schema import Scheduler
 from search_spaces.sentinel import Sentinel
@@ -118,10 +119,24 @@ class LedgerScheduler(FIFOScheduler):
         self._on_change = on_change
         self._places = places
         self._sentinel = sentinel
+        self._new: list[TuneTrial] = []
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Keep the trial off nodes that have proved unfit."""
         trial.update_resources(self._places.resources())
+        self._new.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """A trial that has just been added, once; Tune starts the others in their order.
+
+        The chosen one gets the process that has become free, if there is one. Were it a trial whose own process is
+        being started, Tune would end that one, and the next trial would start another.
+        """
+        while self._new:
+            trial = self._new.pop()
+            if trial.status == TuneTrial.PENDING:
+                return trial
+        return None
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Stop or go on."""
@@ -402,7 +417,7 @@ def run_trials(
         def room() -> int:
             return ledger.num_trials
 
-    with scratch_folder(ledger.folder) as scratch, environment_of_tune(), sentinel.watching():
+    with scratch_folder(ledger.folder) as scratch, environment(ENVIRONMENT_OF_TUNE), sentinel.watching():
         tune.run(
             trainable,
             name="tune",
@@ -452,18 +467,4 @@ ENVIRONMENT_OF_TUNE = {
     "TUNE_FORCE_TRIAL_CLEANUP_S": "30",  # else a trial that hangs holds its place for ten minutes
     "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune starts a trial again itself, and nobody writes it down
 }
-
-
-@contextmanager
-def environment_of_tune() -> Iterator[None]:
-    """The variables by which alone Tune can be told some things; as before afterwards."""
-    before = {name: os.environ.get(name) for name in ENVIRONMENT_OF_TUNE}
-    os.environ.update(ENVIRONMENT_OF_TUNE)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+"""The variables by which alone Tune can be told some things."""

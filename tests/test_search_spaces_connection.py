@@ -2,6 +2,7 @@
 
 import os
 import socket
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,8 +14,9 @@ from search_spaces.compose import compose_choices
 from search_spaces.connection import (
     check_guarded,
     check_something_listens,
-    keep_keys_out_of_trials,
+    environment_of_trials,
     ray_instance,
+    start_ray,
     what_was_shown,
 )
 from search_spaces.schema import checked
@@ -65,13 +67,27 @@ def test_a_refusal_says_which_token_was_shown(environment, tmp_path):
     assert "the token itself" not in what_was_shown()
 
 
-def test_tune_copies_no_keys_into_what_ray_writes_to_its_logs():
+@pytest.mark.parametrize("gangs", [False, True])
+def test_tune_copies_no_keys_into_what_ray_writes_to_its_logs(gangs):
     from ray.tune.execution import class_cache
 
-    keep_keys_out_of_trials()
-    names = class_cache.ENV_VARS_TO_PROPAGATE
-    assert names  # what Train is told by the environment still reaches it
-    assert [name for name in names if "KEY" in name or "TOKEN" in name or "SECRET" in name] == []
+    before = class_cache.ENV_VARS_TO_PROPAGATE, class_cache.DEFAULT_ENV_VARS
+    with environment_of_trials(gangs=gangs):
+        names = class_cache.ENV_VARS_TO_PROPAGATE
+        assert bool(names) == gangs  # what Train is told by the environment still reaches a gang
+        assert [name for name in names if "KEY" in name or "TOKEN" in name or "SECRET" in name] == []
+    assert before == (class_cache.ENV_VARS_TO_PROPAGATE, class_cache.DEFAULT_ENV_VARS)
+
+
+def test_modules_are_imported_ahead_only_where_there_is_memory_for_all_processes_that_wait(environment):
+    name, seen = "RAY_preload_python_modules", []
+    environment.setattr(connection.ray, "init", lambda **_: seen.append(os.environ.get(name)))
+    environment.setattr(connection.os, "cpu_count", lambda: 8)
+    for free in (4 * 8 * connection.MEMORY_OF_A_PROCESS + 4, 4 * 8 * connection.MEMORY_OF_A_PROCESS):
+        environment.setattr(connection.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        start_ray(2, include_dashboard=False)
+    assert seen == [",".join(connection.OF_A_TRIAL), None]
+    assert name not in os.environ
 
 
 def node(address, alive=True):

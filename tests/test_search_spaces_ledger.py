@@ -252,6 +252,9 @@ def test_a_search_ends_with_books_that_agree(tmp_path, typed, at_a_time):
     ledger, _ = run_search(tmp_path, launch, at_a_time=at_a_time, order=np.random.default_rng(0))
     check(tmp_path, launch, 9)
     assert ledger.num_ended == 9
+    seconds = sum(trial.seconds for trial in ledger.trials.values())
+    again = open_ledger(tmp_path, launch)
+    assert (again.num_ended, again.device_seconds) == (9, ledger.device_seconds) == (9, pytest.approx(seconds))
     ends = [(row["state"], row["reason"]) for row in outcome(tmp_path)]
     assert ("FAIL", "the process crashed") in ends
     assert ("PRUNED", "non_finite: the loss is nan") in ends

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from search_spaces import tuning
 from search_spaces.compose import compose_choices
 from search_spaces.schema import checked
-from search_spaces.tuning import Places, concurrency, error_of, gangs_on, scratch_folder, unflattened
+from search_spaces.tuning import (
+    LedgerScheduler,
+    Places,
+    Trouble,
+    concurrency,
+    error_of,
+    gangs_on,
+    scratch_folder,
+    unflattened,
+)
 from trainables.failures import InterruptedTrial
 from trainables.settings import Cluster
 from trainables.study import StudyError, StudyFolder
@@ -106,6 +115,17 @@ def test_metrics_come_back_under_their_own_names():
     ours |= {"holds": [{"node": "n1"}]}
     flat = ours | {"reason": None, "metrics/val/auroc": 0.7, "metrics/train/loss": 1.0, "training_iteration": 2}
     assert unflattened(flat) == ours | {"reason": None, "metrics": {"val/auroc": 0.7, "train/loss": 1.0}}
+
+
+def test_the_process_that_has_become_free_goes_to_the_new_trial_and_not_to_one_whose_own_is_being_started():
+    scheduler = LedgerScheduler(None, Trouble(), lambda: None, SimpleNamespace(resources=lambda: None), None)
+    starting, new = (SimpleNamespace(status="PENDING", update_resources=lambda _: None) for _ in range(2))
+    for trial in (starting, new):
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.choose_trial_to_run(None) is trial
+    assert scheduler.choose_trial_to_run(None) is None
+    scheduler.on_trial_add(None, SimpleNamespace(status="TERMINATED", update_resources=lambda _: None))
+    assert scheduler.choose_trial_to_run(None) is None
 
 
 def test_an_error_that_tune_keeps_as_text_alone_is_of_what_the_trial_runs_on(tmp_path):
