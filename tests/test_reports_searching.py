@@ -275,10 +275,11 @@ def test_time_runs_only_while_a_driver_does_and_stays_lie_side_by_side():
 
 def test_used_held_and_idle_time_are_all_of_the_time_of_the_places():
     found = timeline(study_of([trial(0, [0.5]), trial(1, [0.5, 0.5])], two_slots()))
-    assert found["slot_hours"] == 4.0
+    assert found["slots"] == 2
+    assert found["slot_hours"] == 3.0  # two places in the first session and one in the second, an hour each
     assert sum(found["shares"].values()) == pytest.approx(1.0)
-    assert found["shares"]["computing"] == pytest.approx((0.5 + 0.5 + 1 / 3) / 4)
-    assert found["shares"]["idle"] == pytest.approx(1 - (1 + 2 / 3 + 1) / 4)
+    assert found["shares"]["computing"] == pytest.approx((0.5 + 0.5 + 1 / 3) / 3)
+    assert found["shares"]["idle"] == pytest.approx(1 - (1 + 2 / 3 + 1) / 3)
 
 
 def test_no_machine_is_named(tmp_path):

@@ -8,6 +8,7 @@ passed on names no machine.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -107,9 +108,9 @@ def timeline(study: Study) -> dict[str, Any]:
     """Lanes of stays and what share of their time was used, as plain JSON values; hours.
 
     Returns:
-        hours of running time; breaks: where a later session began; lanes: node and stays; slots: lanes, which is the
-        most trials that ran at once; shares of slots x hours: computing (epochs), holding (starting, loading, saving),
-        idle (no trial). A `reason` alone where the events have no times.
+        hours of running time; breaks: where a later session began; lanes: node and stays; slots: the most trials that
+        ran at once; slot_hours: each session's hours times its own slots; their shares: computing (epochs), holding
+        (starting, loading, saving), idle (no trial). A `reason` alone where the events have no times.
     """
     clock = Clock.of(study)
     if clock.total <= 0:
@@ -118,11 +119,12 @@ def timeline(study: Study) -> dict[str, Any]:
     lanes = in_lanes(stays)
     held = sum(stay.end - stay.begin for stay in stays)
     computed = min(sum(stay.seconds for stay in stays), held)
-    room = len(lanes) * clock.total
+    slots = slots_of(lanes, clock)
+    room = sum(number * seconds for number, seconds in slots)
     return {
         "hours": _hours(clock.total),
         "breaks": [_hours(at) for at in clock.breaks],
-        "slots": len(lanes),
+        "slots": max(number for number, _ in slots),
         "nodes": len({lane.node for lane in lanes if lane.node is not None}),
         "lanes": [{"node": lane.node, "stays": [_json(stay) for stay in lane.stays]} for lane in lanes],
         "slot_hours": _hours(room),
@@ -133,6 +135,15 @@ def timeline(study: Study) -> dict[str, Any]:
         },
         "interruptions": sum(stay.ended_by in ("interrupted", "driver") for stay in stays),
     }
+
+
+def slots_of(lanes: Sequence[Lane], clock: Clock) -> list[tuple[int, float]]:
+    """How many lanes each session has used, and its seconds: a later one has other nodes, by name at least."""
+    edges = [0.0, *clock.breaks, clock.total]
+    return [
+        (sum(any(first <= stay.begin < last for stay in lane.stays) for lane in lanes), last - first)
+        for first, last in itertools.pairwise(edges)
+    ]
 
 
 def _hours(seconds: float) -> float:
