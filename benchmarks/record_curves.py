@@ -67,12 +67,12 @@ def choices_of(launch: Any, number: int) -> dict[str, Any]:
     return space.ask(study.ask())
 
 
-def store_of(run: Any) -> Path:
-    """The prepared recordings of a run, prepared now where they are not."""
+def store_of(launch: Any) -> Path:
+    """The prepared recordings of the search, prepared now where they are not."""
     from data.store import prepare
     from trainables.recordings import preparation_of, reader_of
 
-    data = run.data
+    data = launch.data
     reader, folder = reader_of(data), Path(data.store_dir)
     share = data.max_unreadable_share
     return Path(prepare(reader, preparation_of(data), folder, name=data.name, max_unreadable_share=share).path)
@@ -136,9 +136,7 @@ def main() -> None:
     )
     root = arguments.data_root
     launch = launch_of(root)
-    from search_spaces.distributions import run_with
-
-    store = store_of(run_with(launch, choices_of(launch, 0)))
+    store = store_of(launch)
     CURVES.mkdir(exist_ok=True)
     parts = CURVES / f"{NAME}.jsonl"
     curves = [json.loads(line) for line in parts.read_text().splitlines()] if parts.exists() else []
