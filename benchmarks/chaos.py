@@ -490,7 +490,7 @@ def figures_of(outcomes: Sequence[Outcome]) -> list[Figure]:
             Figure(f"{name}_injected", len(seconds), "times"),
             Figure(f"{name}_recovery_median", median(seconds), "s"),
             Figure(f"{name}_recovery_longest", max(seconds), "s"),
-            Figure(f"{name}_epochs_recorded_and_lost", again, "epochs", target=0),
+            Figure(f"{name}_epochs_recorded_and_lost", again, "epochs", target=0, met=again == 0),
         ]
     left = [*(thing for outcome in outcomes for thing in outcome.left), *(t for fault in injected for t in fault.left)]
     for thing in left:

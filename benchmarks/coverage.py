@@ -240,8 +240,9 @@ def figures_of(held: Held, cells: Sequence[tuple[int, float]]) -> list[Figure]:
         half, _ = coverage(held, "one_half", "auroc", MEAN_WITH_RARE, 0)
         figures.append(Figure(f"auroc, {MEAN_WITH_RARE}", value, "of folds", baseline=half, target=0.95))
     if promised:
-        figures.append(Figure("lowest promised", min(promised), "of folds", target=PROMISED[0]))
-        figures.append(Figure("highest promised", max(promised), "of folds", target=PROMISED[1]))
+        lowest, highest = min(promised), max(promised)
+        figures.append(Figure("lowest promised", lowest, "of folds", target=PROMISED[0], met=lowest >= PROMISED[0]))
+        figures.append(Figure("highest promised", highest, "of folds", target=PROMISED[1], met=highest <= PROMISED[1]))
     return figures
 
 

@@ -29,6 +29,7 @@ class Figure:
         baseline: the same quantity for the usual way of doing it; None where nothing is compared.
         ratio: how many times better than `baseline` the value is (above 1 is better); None without a baseline.
         target: the limit that `value` (or `ratio`, where the benchmark's docstring says so) is held against.
+        met: whether it is held; None without a target, or where nothing but the eye can say.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Figure:
     baseline: float | None = None
     ratio: float | None = None
     target: float | None = None
+    met: bool | None = None
 
 
 def parse_arguments(description: str, *options: tuple[str, dict[str, Any]]) -> argparse.Namespace:
@@ -73,10 +75,12 @@ def publish(figures: Sequence[Figure], json_file: Path | None) -> None:
 
 
 def line(figure: Figure) -> str:
-    """One figure as text, e.g. `in_process: 0.34 s/trial (baseline 24, ratio 71, target 0.5)`."""
+    """One figure as text, e.g. `in_process: 0.34 s/trial (baseline 24, ratio 71, target 0.3, MISSED)`."""
     compared = {"baseline": figure.baseline, "ratio": figure.ratio, "target": figure.target}
-    said = ", ".join(f"{name} {value:.3g}" for name, value in compared.items() if value is not None)
-    return f"{figure.name}: {figure.value:.4g} {figure.unit}" + (f" ({said})" if said else "")
+    said = [f"{name} {value:.3g}" for name, value in compared.items() if value is not None]
+    if figure.met is not None:
+        said.append("met" if figure.met else "MISSED")
+    return f"{figure.name}: {figure.value:.4g} {figure.unit}" + (f" ({', '.join(said)})" if said else "")
 
 
 def machine() -> dict[str, Any]:

@@ -341,7 +341,9 @@ def main() -> None:
             folder = (arguments.keep or Path(temporary)) / name
             write_study(folder, num_trials=arguments.trials, num_classes=arguments.classes, stopped=name == "stopped")
             for quantity, found in measure(folder).items():
-                figures.append(Figure(f"{name}_{quantity}", found, units[quantity], target=TARGETS.get(quantity)))
+                target = TARGETS.get(quantity)
+                met = None if target is None else found <= target
+                figures.append(Figure(f"{name}_{quantity}", found, units[quantity], target=target, met=met))
     publish(figures, arguments.json)
 
 

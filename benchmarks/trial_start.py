@@ -7,7 +7,7 @@ Two trials at a time, Ray already up, loops empty (one result and the end). Figu
                  the dashboard on: without it the placement groups of ended trials are never given back.
     fresh_actor  a function trainable in a new actor each trial, `reuse_actors=False`. 12 trials.
     in_process   search=stmem_ptbxl as it is shipped: its space, sampler, scheduler and 50 trials, its books written as
-                 ever, each trial in an actor that the next one uses again; only the epochs are empty. Target: 0.5 s.
+                 ever, each trial in an actor that the next one uses again; only the epochs are empty. Target: 0.3 s.
 
 The ratio of a figure is nested / figure. Each study has a Ray of its own that holds two of its trials and no third, and
 ours comes last: it sets variables of the environment that would spare the other two their log files.
@@ -47,7 +47,7 @@ from trainables.trial import Assignment, Engine, Trial
 CONCURRENT_TRIALS = 2
 NUM_NESTED_TRIALS = 4
 NUM_ACTOR_TRIALS = 12
-TARGET_S = 0.5
+TARGET_S = 0.3
 
 
 @contextlib.contextmanager
@@ -231,7 +231,15 @@ def main() -> None:
     figures = [
         Figure("nested", nested, "s/trial"),
         Figure("fresh_actor", fresh_actor, "s/trial", baseline=nested, ratio=nested / fresh_actor),
-        Figure("in_process", in_process, "s/trial", baseline=nested, ratio=nested / in_process, target=TARGET_S),
+        Figure(
+            "in_process",
+            in_process,
+            "s/trial",
+            baseline=nested,
+            ratio=nested / in_process,
+            target=TARGET_S,
+            met=in_process <= TARGET_S,
+        ),
     ]
     publish(figures, arguments.json)
 

@@ -7,21 +7,34 @@ import sys
 import pytest
 
 from benchmarks.figures import Figure, machine, parse_arguments, publish
+from benchmarks.table import rows_of, table_of
 
 
 def test_the_file_holds_the_machine_and_every_figure_with_all_its_fields(tmp_path, capsys):
     file = tmp_path / "not there yet" / "figures.json"
     publish(
-        [Figure("in_process", 0.25, "s/trial", baseline=15.0, ratio=60.0, target=0.5), Figure("mib", 3, "MiB")], file
+        [
+            Figure("in_process", 0.25, "s/trial", baseline=15.0, ratio=60.0, target=0.5, met=True),
+            Figure("mib", 3, "MiB"),
+        ],
+        file,
     )
     written = json.loads(file.read_text(encoding="utf-8"))
     assert set(written) == {"machine", "figures"}
     assert written["figures"] == [
-        {"name": "in_process", "value": 0.25, "unit": "s/trial", "baseline": 15.0, "ratio": 60.0, "target": 0.5},
-        {"name": "mib", "value": 3, "unit": "MiB", "baseline": None, "ratio": None, "target": None},
+        {
+            "name": "in_process",
+            "value": 0.25,
+            "unit": "s/trial",
+            "baseline": 15.0,
+            "ratio": 60.0,
+            "target": 0.5,
+            "met": True,
+        },
+        {"name": "mib", "value": 3, "unit": "MiB", "baseline": None, "ratio": None, "target": None, "met": None},
     ]
     assert capsys.readouterr().out.splitlines() == [
-        "in_process: 0.25 s/trial (baseline 15, ratio 60, target 0.5)",
+        "in_process: 0.25 s/trial (baseline 15, ratio 60, target 0.5, met)",
         "mib: 3 MiB",
     ]
 
@@ -47,3 +60,26 @@ def test_every_benchmark_takes_a_json_file_and_its_own_options(tmp_path, monkeyp
     arguments = parse_arguments("What a store costs.", ("--num-records", {"type": int}))
     assert arguments.json == tmp_path / "f.json"
     assert arguments.num_records == 3
+
+
+def test_a_table_holds_every_figure_of_every_file_in_columns(tmp_path):
+    publish([Figure("speed", 2.5, "1/s", baseline=5, ratio=0.5, target=1, met=False)], tmp_path / "one.json")
+    publish([Figure("peak", 1234.0, "MiB")], tmp_path / "two.json")
+    rows = rows_of([tmp_path / "one.json", tmp_path / "two.json"])
+    assert rows[1:] == [
+        ("one: speed", "2.5", "1/s", "5", "0.5", "1", "MISSED"),
+        ("two: peak", "1234", "MiB", "", "", "", ""),
+    ]
+    lines = table_of(rows).splitlines()
+    assert lines[0].split() == ["figure", "value", "unit", "baseline", "ratio", "target"]
+    ends = [line.index(text) + len(text) for line, text in zip(lines, ("value", "2.5", "1234"), strict=True)]
+    assert len(set(ends)) == 1
+
+
+def test_figures_of_two_machines_are_not_put_into_one_table(tmp_path):
+    publish([Figure("mib", 3, "MiB")], tmp_path / "one.json")
+    document = json.loads((tmp_path / "one.json").read_text())
+    document["machine"]["cores"] += 1
+    (tmp_path / "two.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="must be of one machine"):
+        rows_of([tmp_path / "one.json", tmp_path / "two.json"])
