@@ -78,8 +78,8 @@ def store_of(launch: Any) -> Path:
     return Path(prepare(reader, preparation_of(data), folder, name=data.name, max_unreadable_share=share).path)
 
 
-def curve_of(data_root: Path, number: int, store: Path) -> dict[str, Any]:
-    """Train one configuration to its end; in a process of its own."""
+def curve_of(data_root: Path, number: int, store: Path, *, threads: int = 1) -> dict[str, Any]:
+    """Train one configuration to its end."""
     from search_spaces.distributions import run_with
     from trainables.trial import Assignment, epochs
     from trainables.workers import Workers
@@ -96,7 +96,7 @@ def curve_of(data_root: Path, number: int, store: Path) -> dict[str, Any]:
             metric=metric,
             maximize=True,
             num_gpus=0,
-            cpus_per_worker=1,
+            cpus_per_worker=threads,
         )
         results = [
             {"value": result["metrics"].get(metric, math.nan), "seconds": round(result["seconds"], 4)}
@@ -105,7 +105,9 @@ def curve_of(data_root: Path, number: int, store: Path) -> dict[str, Any]:
     return {"configuration": number, "choices": choices, "epochs": results}
 
 
-def write_table(curves: list[dict[str, Any]], launch: Any, data_root: Path, processes: int) -> None:
+def write_table(
+    curves: list[dict[str, Any]], launch: Any, data_root: Path, processes: int, *, name: str = NAME
+) -> None:
     """Put all curves into one table, and beside it what it is of."""
     import pandas as pd
 
@@ -114,7 +116,7 @@ def write_table(curves: list[dict[str, Any]], launch: Any, data_root: Path, proc
         for curve in sorted(curves, key=lambda curve: curve["configuration"])
         for epoch, result in enumerate(curve["epochs"], start=1)
     ]
-    pd.DataFrame(rows).to_parquet(CURVES / f"{NAME}.parquet", index=False)
+    pd.DataFrame(rows).to_parquet(CURVES / f"{name}.parquet", index=False)
     told = {
         "typed": [*TYPED, f"data.root={data_root.name}"],
         "space": launch.space,
@@ -123,7 +125,7 @@ def write_table(curves: list[dict[str, Any]], launch: Any, data_root: Path, proc
         "processes": processes,
         "machine": machine(),
     }
-    (CURVES / f"{NAME}.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    (CURVES / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,0 +1,36 @@
+"""benchmarks/end_to_end.py without its minutes: when random finds its best, and when a search has reached a value."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The benchmark, imported as it is when it is run: from its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("end_to_end")
+
+
+def test_random_finds_its_best_after_the_trials_that_came_before_it_and_its_own(benchmark):
+    values, seconds = np.array([0.1, 0.5, 0.3]), np.array([1.0, 2.0, 4.0])
+    drawn = {benchmark.seconds_of_random(values, seconds, np.random.default_rng(seed)) for seed in range(60)}
+    assert drawn == {2.0, 3.0, 6.0, 7.0}
+
+
+def test_the_moment_is_that_of_the_first_epoch_at_the_level_and_half_a_line_is_none(benchmark, tmp_path):
+    events = tmp_path / "events.jsonl"
+    assert benchmark.moment_of(events, 0.5) is None
+    told = [
+        {"time": f"1970-01-01T00:00:0{second}+00:00", "event": "epoch", "metrics": {"val/auroc": value}}
+        for second, value in enumerate([0.2, 0.6, 0.9])
+    ]
+    lines = [json.dumps({"time": "1970-01-01T00:00:00+00:00", "event": "study_started"}), *map(json.dumps, told)]
+    events.write_text("\n".join(lines) + "\n" + lines[-1][:20])
+    assert [benchmark.moment_of(events, level) for level in (0.5, 0.7, 0.95)] == [1.0, 2.0, None]
