@@ -336,7 +336,7 @@ class Ledger:
         frozen = self._frozen(trial)
         if not frozen.state.is_finished() and trial.epoch not in frozen.intermediate_values:
             self._study._storage.set_trial_intermediate_value(frozen._trial_id, trial.epoch, objective)
-        if not self._policy.report(trial.number, trial.epoch, objective if self._maximize else -objective):
+        if self._policy.report(trial.number, trial.epoch, objective if self._maximize else -objective) == "stop":
             trial.stopped = True
 
     def _spent(self, trial: TrialRecord, seconds: float) -> None:

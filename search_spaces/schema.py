@@ -106,6 +106,14 @@ class AshaScheduler(Settings):
     reduction_factor: int = Field(ge=2)
 
 
+class AshaPromotionScheduler(Settings):
+    """Asynchronous successive halving in which a trial waits at each rung until it is promoted."""
+
+    name: Literal["asha_promotion"]
+    grace_epochs: int = Field(ge=1)
+    reduction_factor: int = Field(ge=2)
+
+
 class MedianScheduler(Settings):
     """Stop what lies below the median of the others."""
 
@@ -133,7 +141,7 @@ class PbtScheduler(Settings):
 
 
 Scheduler = Annotated[
-    FifoScheduler | AshaScheduler | MedianScheduler | PbtScheduler,
+    FifoScheduler | AshaScheduler | AshaPromotionScheduler | MedianScheduler | PbtScheduler,
     Field(discriminator="name"),
 ]
 

@@ -102,7 +102,7 @@ def searched_by(policy, values, *, maximizes=True):
         done[number] += 1
         value = course[done[number] - 1]
         events.append(epoch(number, done[number], value))
-        goes_on = policy.report(number, done[number], value if maximizes else -value)
+        goes_on = policy.report(number, done[number], value if maximizes else -value) == "go_on"
         if goes_on and done[number] < 9:
             running.append((number, course))
             continue

@@ -206,7 +206,7 @@ def check_decisions(events, ended, launch):
     sign = 1 if launch.search.direction == "maximize" else -1
     stopped = {}
     for event in events:
-        if event["event"] == "epoch" and not policy.report(
+        if event["event"] == "epoch" and "stop" == policy.report(
             event["trial"], event["epoch"], sign * event["metrics"][METRIC]
         ):
             stopped[event["trial"]] = event["epoch"]

@@ -58,7 +58,7 @@ def decisions(policy, results):
     stopped, told = set(), []
     for number, epoch, value in results:
         if number not in stopped:
-            told.append((number, epoch, policy.report(number, epoch, value)))
+            told.append((number, epoch, policy.report(number, epoch, value) == "go_on"))
             stopped |= set() if told[-1][-1] else {number}
     return told
 
@@ -104,16 +104,16 @@ def test_median_stopping_stops_whose_best_lies_below_the_median_of_the_others_me
 def test_median_stopping_needs_no_value_of_a_trial_that_had_none_so_far():
     policy = MedianStopping(frozenset({2}), 1)
     policy.report(1, 5, 0.9)  # its metric was not finite before
-    assert policy.report(2, 2, 0.1)
+    assert policy.report(2, 2, 0.1) == "go_on"
 
 
 @pytest.mark.parametrize("policy", [SuccessiveHalving((1, 2), 2), MedianStopping(frozenset({1, 2}), 1)])
 def test_the_default_configuration_is_never_stopped_but_is_compared_with(policy):
-    assert policy.report(1, 1, 0.9)
-    assert policy.report(0, 1, 0.1)
-    assert not policy.report(2, 1, 0.05)
-    assert policy.report(1, 2, 0.9)
-    assert policy.report(0, 2, 0.1)
+    assert policy.report(1, 1, 0.9) == "go_on"
+    assert policy.report(0, 1, 0.1) == "go_on"
+    assert policy.report(2, 1, 0.05) == "stop"
+    assert policy.report(1, 2, 0.9) == "go_on"
+    assert policy.report(0, 2, 0.1) == "go_on"
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
