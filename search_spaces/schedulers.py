@@ -49,6 +49,7 @@ class Policy(ABC):
 
     def ended(self, number: int) -> None:
         """Take in that a trial has ended, of itself or not: it is not promoted any more."""
+        return
 
 
 class NoStopping(Policy):
@@ -98,8 +99,8 @@ class PromotingHalving(Policy):
         rungs: the epochs at whose end it decides, ascending.
         reduction_factor: of a rung's results, the best 1 / reduction_factor go on, rounded down.
 
-    Source: ASHA, Li et al. 2020, arXiv:1810.05934, algorithm 2. There a trial's place among equals is not said: here the
-    one that came first is before the others.
+    Source: ASHA, Li et al. 2020, arXiv:1810.05934, algorithm 2. The order of equals is not said there: here the one
+    that came first is before the others.
     """
 
     def __init__(self, rungs: tuple[int, ...], reduction_factor: int) -> None:

@@ -38,6 +38,7 @@ from trainables.trial import Assignment, refuse_superseded, result_of
 METRIC = "val/auroc"
 SHORT = ("task.pretrain.num_epochs=1", "task.finetune.num_epochs=3")
 ASHA = ("scheduler=asha", "scheduler.reduction_factor=2")
+PROMOTING = ("scheduler=asha_promotion", "scheduler.reduction_factor=2")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -201,15 +202,28 @@ def check(path, launch, num_trials):
 
 
 def check_decisions(events, ended, launch):
-    """The policy, shown the results in the order in which they came, decides what was decided."""
+    """The policy, shown what came in the order in which it came, decides what was decided."""
     policy = make_policy(launch.scheduler, launch.task)
     sign = 1 if launch.search.direction == "maximize" else -1
-    stopped = {}
+    stopped, waiting, paused = {}, {}, {}
     for event in events:
-        if event["event"] == "epoch" and "stop" == policy.report(
-            event["trial"], event["epoch"], sign * event["metrics"][METRIC]
-        ):
-            stopped[event["trial"]] = event["epoch"]
+        kind, number = event["event"], event.get("trial")
+        if kind == "epoch":
+            assert number not in waiting
+            decision = policy.report(number, event["epoch"], sign * event["metrics"][METRIC])
+            if decision != "go_on":
+                (stopped if decision == "stop" else waiting)[number] = event["epoch"]
+        elif kind == "trial_paused":
+            assert (number, event["epoch"]) in waiting.items()
+            paused[number] = event["epoch"]
+        elif kind == "trial_promoted":
+            assert policy.promoted() == number
+            assert paused.pop(number) == waiting.pop(number) == event["epoch"]
+        elif kind == "trial_ended":
+            if event["reason"] == "scheduler" and number in paused:
+                stopped[number] = paused[number]
+            waiting.pop(number, None)
+            policy.ended(number)
     decided = {number: end["epochs"] for number, end in ended.items() if end["reason"] == "scheduler"}
     last = launch.task.num_epochs
     assert {number: epoch for number, epoch in stopped.items() if epoch < last} == decided
@@ -240,6 +254,8 @@ def check_checkpoints(path, launch, ended, events):
     "typed",
     [
         (*ASHA, "sampler=tpe"),
+        (*PROMOTING, "sampler=tpe"),
+        (*PROMOTING, "search.direction=minimize", "sampler=random"),
         ("scheduler=median", "scheduler.min_trials=1", "task.finetune.num_epochs=5", "sampler=random"),
         ("scheduler=fifo", "sampler=nsga2"),
         (*ASHA, "search.direction=minimize"),
@@ -345,15 +361,16 @@ def kills_of_a_search(tmp_path, launch, *, steps, at_a_time=1):
     return snapshots
 
 
-def test_a_search_killed_at_every_eleventh_step_ends_as_the_unbroken_one(tmp_path):
-    launch = launch_of(*ASHA, "search.num_trials=5", "sampler.num_startup_trials=2")
+@pytest.mark.parametrize(("scheduler", "num_trials"), [(ASHA, 5), (PROMOTING, 7)])
+def test_a_search_killed_at_every_eleventh_step_ends_as_the_unbroken_one(tmp_path, scheduler, num_trials):
+    launch = launch_of(*scheduler, f"search.num_trials={num_trials}", "sampler.num_startup_trials=2")
     snapshots = kills_of_a_search(tmp_path, launch, steps=range(0, 10_000, 11))
     assert snapshots.num_steps > 300
     unbroken = outcome(snapshots.path)
-    check(snapshots.path, launch, 5)
+    check(snapshots.path, launch, num_trials)
     for killed in snapshots.taken:
         run_search(killed, launch)
-        check(killed, launch, 5)
+        check(killed, launch, num_trials)
         assert outcome(killed) == unbroken, killed.name
         shutil.rmtree(killed)
 
