@@ -87,6 +87,11 @@ class TrialRecord:
         return f"trial {self.number}"
 
     @property
+    def is_paused(self) -> bool:
+        """Whether it waits to be promoted."""
+        return self.state == "RUNNING" and self.decision == "pause"
+
+    @property
     def told(self) -> float | None:
         """The value under which Optuna keeps it: its own of a completed trial, the last reported of a pruned one."""
         return {"COMPLETE": self.value, "PRUNED": self.objective}.get(self.state)

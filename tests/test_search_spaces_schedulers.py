@@ -11,6 +11,7 @@ from search_spaces.compose import compose_choices
 from search_spaces.schedulers import (
     MedianStopping,
     NoStopping,
+    PromotingHalving,
     SuccessiveHalving,
     exploit_epochs,
     make_policy,
@@ -116,7 +117,68 @@ def test_the_default_configuration_is_never_stopped_but_is_compared_with(policy)
     assert policy.report(0, 2, 0.1) == "go_on"
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
+def published(rungs, results, promoted, factor):
+    """Algorithm 2 of arXiv:1810.05934 in its own words: who goes on, and at which rung he stood."""
+    for rung in reversed(rungs):
+        ranked = sorted(results[rung], key=lambda number: -results[rung][number])  # equals stay as they came
+        for number in ranked[: len(ranked) // factor]:
+            if number not in promoted[rung]:
+                return number, rung
+    return None, None
+
+
+@modest
+@given(interleaved_results(), st.integers(2, 4), st.sets(st.integers(1, 9)), st.lists(st.booleans(), min_size=72))
+def test_a_paused_trial_goes_on_as_the_published_algorithm_says(results, factor, rungs, asked):
+    rungs = sorted(rungs)
+    policy, seen, promoted = PromotingHalving(tuple(rungs), factor), {r: {} for r in rungs}, {r: set() for r in rungs}
+    paused = set()
+    for (number, epoch, value), is_free in zip(results, asked, strict=False):
+        if number in paused:
+            continue
+        decision = policy.report(number, epoch, value)
+        if epoch in rungs:
+            seen[epoch][number] = value
+            first, _ = published(rungs, seen, promoted, factor)
+            assert decision == ("go_on" if number in (0, first) else "pause")
+            (paused if decision == "pause" else promoted[epoch]).add(number)
+        else:
+            assert decision == "go_on"
+        if is_free:
+            expected, rung = published(rungs, seen, promoted, factor)
+            assert policy.promoted() == expected
+            if expected is not None:
+                promoted[rung].add(expected)
+                paused.remove(expected)
+
+
+def test_the_highest_rung_is_promoted_from_first():
+    policy = PromotingHalving((1, 2), 2)
+    assert [policy.report(number, 1, value) for number, value in ((1, 0.9), (2, 0.1))] == ["pause", "pause"]
+    assert policy.promoted() == 1
+    assert [policy.report(number, 1, value) for number, value in ((3, 0.8), (4, 0.0))] == ["pause", "pause"]
+    assert policy.report(1, 2, 0.5) == "pause"
+    assert policy.report(0, 2, 0.4) == "go_on"
+    assert [policy.promoted() for _ in range(3)] == [1, 3, None]
+
+
+def test_who_comes_as_the_next_to_go_on_goes_on_at_once():
+    policy = PromotingHalving((1,), 2)
+    assert policy.report(1, 1, 0.1) == "pause"
+    assert policy.report(2, 1, 0.2) == "go_on"
+    assert policy.promoted() is None
+
+
+def test_who_has_ended_is_not_promoted_and_still_counts():
+    policy = PromotingHalving((1,), 2)
+    assert [policy.report(number, 1, value) for number, value in ((1, 0.5), (2, 0.4), (3, 0.3))] == ["pause"] * 3
+    policy.ended(1)
+    assert policy.promoted() is None
+    policy.report(4, 1, 0.2)
+    assert policy.promoted() == 2  # of four the best two
+
+
+@pytest.mark.parametrize("name", ["asha", "asha_promotion", "median"])
 @modest
 @given(results=interleaved_results())
 def test_the_same_results_give_the_same_decisions_again(task, name, results):
@@ -161,7 +223,8 @@ def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_t
 def test_no_scheduler_acts_on_the_first_fine_tuning_epoch_or_the_last(task, num_pretrain, num_finetune, results):
     joint = lasting(task, num_pretrain, num_finetune)
     assume(any(epoch == num_pretrain + 1 for _, epoch, _ in results))
-    for typed in (("scheduler=asha", "scheduler.reduction_factor=2"), ("scheduler=median", "scheduler.min_trials=1")):
+    halving = [(f"scheduler={name}", "scheduler.reduction_factor=2") for name in ("asha", "asha_promotion")]
+    for typed in (*halving, ("scheduler=median", "scheduler.min_trials=1")):
         for _, epoch, goes_on in decisions(make_policy(launch_of(*typed).scheduler, joint), results):
             assert goes_on or epoch not in (num_pretrain + 1, joint.num_epochs)
 

@@ -22,6 +22,7 @@ from search_spaces.schedulers import make_policy
 from tests.test_search_spaces_ledger import (
     ASHA,
     POPULATION,
+    PROMOTING,
     Snapshots,
     Trainer,
     _nothing_waits_for_the_disk,  # noqa: F401  a fixture for this module, too
@@ -254,8 +255,9 @@ def num_events(objects):
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
-def test_a_search_whose_machine_is_lost_at_any_time_loses_a_batch_and_ends_well(tmp_path, at_a_time):
-    launch = launch_of(*ASHA, "search.num_trials=5", "sampler.num_startup_trials=2")
+@pytest.mark.parametrize("scheduler", [ASHA, PROMOTING])
+def test_a_search_whose_machine_is_lost_at_any_time_loses_a_batch_and_ends_well(tmp_path, at_a_time, scheduler):
+    launch = launch_of(*scheduler, "search.num_trials=5", "sampler.num_startup_trials=2")
     machine = Machine(tmp_path / "unbroken", Objects(), launch, waits=True)  # every event is a batch
     written = []
 
@@ -316,8 +318,9 @@ class Killed(Snapshots):
 
 
 @pytest.mark.parametrize("keeps_its_disk", [True, False])
-def test_a_driver_killed_at_any_step_goes_on_with_or_without_its_disk(tmp_path, keeps_its_disk):
-    launch = launch_of(*ASHA, "search.num_trials=4", "sampler.num_startup_trials=2")
+@pytest.mark.parametrize("scheduler", [ASHA, PROMOTING])
+def test_a_driver_killed_at_any_step_goes_on_with_or_without_its_disk(tmp_path, keeps_its_disk, scheduler):
+    launch = launch_of(*scheduler, "search.num_trials=4", "sampler.num_startup_trials=2")
     machine = Machine(tmp_path / "unbroken", Objects(), launch)
     machine.study.path.mkdir(parents=True)
     killed = Killed(machine.study.path, tmp_path / "killed", machine.objects, wanted=range(0, 10_000, 17))
