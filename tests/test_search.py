@@ -205,29 +205,6 @@ def test_a_search_that_is_killed_goes_on_without_losing_or_repeating_a_trial(tmp
     assert runs == [f"{number:04d}" for number in range(5)]  # one a trial, the interrupted ones too
 
 
-def test_a_paused_trial_gives_its_process_up_and_goes_on_from_its_state_once_it_is_promoted(tmp_path):
-    study = tmp_path / "study"
-    typed = ("scheduler=asha_promotion", "search.num_trials=8", "cluster.max_concurrent_trials=1")
-    ended = run_in(tmp_path, *TINY, *typed)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    check_books(study, 8)  # no epoch came twice, none is missing
-    events = events_of(study)
-    promoted = {event["trial"] for event in events if event["event"] == "trial_promoted"}
-    paused = {event["trial"] for event in events if event["event"] == "trial_paused"}
-    assert promoted
-    assert promoted < paused
-    table = pd.read_parquet(study / "trials.parquet")
-    assert "paused" in ended.stdout
-    assert table["state"][0] == "COMPLETE"
-    assert set(table["number"][table["reason"] == "scheduler"]) <= paused
-    assert not any((study / "running").iterdir())
-    (released,) = [event for event in events if event["event"] == "released"]
-    assert released["left"] == []
-    found = json.loads((study / "report" / "metrics.json").read_text())["scheduling"]
-    assert {row["trial"] for row in found["promotions"]} == promoted
-    assert found["rungs"][0]["reached"] == 8
-
-
 def test_two_workers_a_trial_leave_nothing_behind(tmp_path):
     ended = run_in(
         tmp_path,
