@@ -318,11 +318,11 @@ class Ledger:
         return trial.state == "RUNNING" and trial.number not in self._paused
 
     def _end_if_over(self, trial: TrialRecord, *, finished: bool) -> None:
-        """End a trial that has no epoch left, or that the policy stops; or pause it."""
+        """End a trial that has no epoch left, or that the policy ends; or pause it."""
         if finished and trial.value is None:
             self.end(trial.number, "PRUNED", f"non_finite: {self.search.metric} was never finite")
-        elif finished:
-            self.end(trial.number, "COMPLETE", None)
+        elif finished or trial.decision == "complete":
+            self.end(trial.number, "COMPLETE", None if finished else "plateau")
         elif trial.decision == "stop":
             self.end(trial.number, "PRUNED", "scheduler")
         elif trial.decision == "pause" and trial.reason is None:  # else it was interrupted once too often

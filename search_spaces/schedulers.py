@@ -7,6 +7,7 @@ order give the same decisions.
 
 from __future__ import annotations
 
+import math
 import statistics
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
@@ -15,8 +16,8 @@ from typing import Literal
 from search_spaces.schema import Scheduler
 from trainables.settings import Task
 
-Decision = Literal["go_on", "pause", "stop"]
-"""What becomes of a trial: a paused one gives its place up and may go on later."""
+Decision = Literal["go_on", "pause", "stop", "complete"]
+"""What becomes of a trial: a paused one gives its place up and may go on later, a complete one ends with its best."""
 
 
 class Policy(ABC):
@@ -170,6 +171,43 @@ class MedianStopping(Policy):
         return "go_on" if goes_on else "stop"
 
 
+class EndingPlateaus(Policy):
+    """Another policy, and besides the end of a trial that no longer improves: it is complete with its best.
+
+    Args:
+        policy: is asked first.
+        first_epoch: from which on values count for the trial, e.g. the first one of a joint trial's fine-tuning.
+        num_epochs: after how many epochs without an improvement it ends.
+        tolerance: a value is an improvement where it is better by more than this than the last one that was.
+    """
+
+    def __init__(self, policy: Policy, *, first_epoch: int, num_epochs: int, tolerance: float) -> None:
+        self._policy = policy
+        self._first_epoch = first_epoch
+        self._num_epochs = num_epochs
+        self._tolerance = tolerance
+        self._improved: dict[int, tuple[int, float]] = {}
+
+    def _judge(self, number: int, epoch: int, value: float) -> Decision:
+        decision = self._policy.report(number, epoch, value)
+        if epoch < self._first_epoch:
+            return decision
+        since, best = self._improved.get(number, (epoch, -math.inf))
+        if value > best + self._tolerance:
+            self._improved[number] = (epoch, value)
+        elif decision == "go_on" and epoch - since >= self._num_epochs:
+            return "complete"
+        return decision
+
+    def promoted(self) -> int | None:
+        """The other policy's."""
+        return self._policy.promoted()
+
+    def ended(self, number: int) -> None:
+        """The other policy is told."""
+        self._policy.ended(number)
+
+
 def rungs_of(task: Task, *, grace_epochs: int, reduction_factor: int) -> tuple[int, ...]:
     """Epochs grace_epochs * reduction_factor ** k before the last, none in a joint trial's first fine-tuning epoch.
 
@@ -202,6 +240,15 @@ def unsettled_epochs(task: Task) -> set[int]:
 
 def make_policy(settings: Scheduler, task: Task) -> Policy:
     """The policy that the study's `scheduler` asks for (population-based training stops no one)."""
+    policy = _rule(settings, task)
+    if settings.name == "pbt" or settings.plateau_epochs is None:
+        return policy
+    first_epoch = task.num_pretrain_epochs + 1 if task.stages == "joint" else 1
+    patience, tolerance = settings.plateau_epochs, settings.plateau_tolerance
+    return EndingPlateaus(policy, first_epoch=first_epoch, num_epochs=patience, tolerance=tolerance)
+
+
+def _rule(settings: Scheduler, task: Task) -> Policy:
     if settings.name in ("asha", "asha_promotion"):
         rungs = rungs_of(task, grace_epochs=settings.grace_epochs, reduction_factor=settings.reduction_factor)
         halving = SuccessiveHalving if settings.name == "asha" else PromotingHalving

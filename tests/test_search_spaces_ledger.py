@@ -39,6 +39,7 @@ METRIC = "val/auroc"
 SHORT = ("task.pretrain.num_epochs=1", "task.finetune.num_epochs=3")
 LONGER = ("task.finetune.num_epochs=6",)
 ASHA = ("scheduler=asha", "scheduler.reduction_factor=2")
+PLATEAU = ("scheduler=fifo", "scheduler.plateau_epochs=1", "scheduler.plateau_tolerance=0.02", *LONGER)
 PROMOTING = ("scheduler=asha_promotion", "scheduler.reduction_factor=2", "scheduler.grace_epochs=3")
 """With a first rung that those who diverge or crash do not reach, who would else be ever the best of it."""
 
@@ -213,8 +214,11 @@ def check_decisions(events, ended, launch):
         if kind == "epoch":
             assert number not in waiting
             decision = policy.report(number, event["epoch"], sign * event["metrics"][METRIC])
-            if decision != "go_on":
+            if decision in ("stop", "pause"):
                 (stopped if decision == "stop" else waiting)[number] = event["epoch"]
+            elif decision == "complete" and event["epoch"] < launch.task.num_epochs:
+                assert (ended[number]["state"], ended[number]["epochs"]) == ("COMPLETE", event["epoch"])
+                assert ended[number]["reason"] == "plateau"
         elif kind == "trial_paused":
             assert (number, event["epoch"]) in waiting.items()
             paused[number] = event["epoch"]
@@ -258,6 +262,7 @@ def check_checkpoints(path, launch, ended, events):
         (*ASHA, "sampler=tpe"),
         (*PROMOTING, "sampler=tpe"),
         (*PROMOTING, "search.direction=minimize", "sampler=random"),
+        (*PLATEAU, "sampler=random"),
         ("scheduler=median", "scheduler.min_trials=1", "task.finetune.num_epochs=5", "sampler=random"),
         ("scheduler=fifo", "sampler=nsga2"),
         (*ASHA, "search.direction=minimize"),
@@ -277,6 +282,7 @@ def test_a_search_ends_with_books_that_agree(tmp_path, typed, at_a_time):
     assert ("FAIL", "the process crashed") in ends
     assert ("PRUNED", "non_finite: the loss is nan") in ends
     assert (("PRUNED", "scheduler") in ends) == (launch.scheduler.name != "fifo")
+    assert (("COMPLETE", "plateau") in ends) == (launch.scheduler.plateau_epochs is not None)
 
 
 # -------- killed at every instant
@@ -509,7 +515,7 @@ def test_a_search_killed_at_any_step_ends_well(tmp_path, scheduler, sampler, at_
     second=st.integers(0, 500),
     seed=st.integers(0, 99),
     orphan=st.booleans(),
-    scheduler=st.sampled_from([ASHA, PROMOTING]),
+    scheduler=st.sampled_from([ASHA, PROMOTING, PLATEAU]),
 )
 def test_a_search_killed_twice_anywhere_ends_well(tmp_path_factory, first, second, seed, orphan, scheduler):
     launch = launch_of(*scheduler, "search.num_trials=5")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from search_spaces.compose import compose_choices
 from search_spaces.schedulers import (
+    EndingPlateaus,
     MedianStopping,
     NoStopping,
     PromotingHalving,
@@ -150,6 +151,47 @@ def test_a_paused_trial_goes_on_as_the_published_algorithm_says(results, factor,
             if expected is not None:
                 promoted[rung].add(expected)
                 paused.remove(expected)
+
+
+@modest
+@given(interleaved_results(), st.integers(1, 4), st.integers(0, 2), st.integers(1, 4))
+def test_a_trial_is_complete_once_its_best_has_stood_still(results, patience, tolerance, first_epoch):
+    policy = EndingPlateaus(NoStopping(), first_epoch=first_epoch, num_epochs=patience, tolerance=tolerance)
+    counted, over = {}, set()
+    for number, epoch, value in results:
+        if number in over:
+            continue
+        curve = counted.setdefault(number, [])
+        curve += [value] if epoch >= first_epoch else []
+        last, best = 0, float("-inf")
+        for at, one in enumerate(curve):
+            if one > best + tolerance:
+                last, best = at, one
+        stands_still = len(curve) - 1 - last >= patience
+        assert policy.report(number, epoch, value) == ("complete" if stands_still and number != 0 else "go_on")
+        over |= {number} if stands_still and number != 0 else set()
+
+
+def test_who_is_stopped_or_waits_is_not_complete_and_a_promoted_one_may_be():
+    policy = EndingPlateaus(PromotingHalving((2,), 2), first_epoch=1, num_epochs=1, tolerance=0.0)
+    assert [policy.report(1, epoch, 0.5) for epoch in (1, 2)] == ["go_on", "pause"]
+    assert policy.report(2, 2, 0.1) == "pause"
+    assert policy.promoted() == 1
+    assert policy.report(1, 3, 0.5) == "complete"
+    policy.ended(1)
+    assert policy.promoted() is None
+    stopping = EndingPlateaus(SuccessiveHalving((2,), 2), first_epoch=1, num_epochs=1, tolerance=0.0)
+    assert stopping.report(1, 2, 0.9) == "go_on"
+    assert [stopping.report(2, epoch, 0.1) for epoch in (1, 2)] == ["go_on", "stop"]
+
+
+@pytest.mark.parametrize("name", ["fifo", "asha", "asha_promotion", "median"])
+def test_plateaus_end_where_they_are_asked_to_and_in_a_joint_trial_only_while_it_fine_tunes(task, name):
+    assert not isinstance(make_policy(launch_of(f"scheduler={name}").scheduler, task), EndingPlateaus)
+    typed = (f"scheduler={name}", "scheduler.plateau_epochs=2")
+    policy = make_policy(launch_of(*typed).scheduler, lasting(task, 20, 20))
+    decisions_of = [policy.report(1, epoch, 0.5) for epoch in (5, 6, 7, 8, 21, 22, 23)]
+    assert decisions_of == ["go_on"] * 6 + ["complete"]
 
 
 def test_the_highest_rung_is_promoted_from_first():
