@@ -157,6 +157,7 @@ class Ledger:
         self._max_failures = launch.cluster.max_failures
         self._waiting: list[int] = []
         self._paused: set[int] = set()
+        self._paused_before: set[int] = set()
         # totals over the trials, which are asked for at every step of the search
         self._num_ended, self._seconds = 0, 0.0
         self._seconds_before = session_seconds(folder.read_events())
@@ -257,6 +258,10 @@ class Ledger:
                 trial = self.trials[promoted]
                 self.folder.record("trial_promoted", trial=trial.number, epoch=trial.epoch)
                 self._go_on(trial)
+                if promoted in self._paused_before:  # it may have gone on before, of which a lost batch told
+                    self._paused_before.remove(promoted)
+                    self._catch_up(trial)
+                    continue
             elif len(self.trials) < self.num_trials:
                 self._proposing.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self.trials))
                 trial = self._start(self._proposing.ask())
@@ -582,6 +587,7 @@ class Ledger:
                 self._carry_out_end(trial)
         retention.arrange(self.folder, keep_best=self.search.keep_best, maximize=self._maximize)
         self.states.kept()
+        self._paused_before = set(self._paused)
         # the states of confirmation runs are their own books' to delete
         to_go_on = self._paused.union(self._waiting)
         self.states.tidy([*to_go_on, *self.confirmed_seconds], self.trials.keys() - to_go_on)
@@ -649,7 +655,7 @@ class Ledger:
         self._go_on(trial)
 
     def _catch_up(self, trial: TrialRecord) -> None:
-        """Take in what an interrupted trial saved but nobody wrote down; then end it, or let it go on."""
+        """Take in what an interrupted trial saved but nobody wrote down; then end it, pause it, or let it go on."""
         self._carry_out_exploit(trial)
         self._take_in_saved(trial)
         run = self._feasible_run(trial)
@@ -657,7 +663,7 @@ class Ledger:
             self._end_if_over(trial, finished=trial.epoch == run.task.num_epochs)
         if trial.state == "RUNNING" and trial.reason is not None:  # interrupted once too often
             self.end(trial.number, "FAIL", trial.reason)
-        if trial.state == "RUNNING":
+        if trial.state == "RUNNING" and trial.number not in self._paused:
             self._waiting.append(trial.number)
 
     def _take_in_saved(self, trial: TrialRecord, *, before: float = math.inf) -> None:

@@ -711,6 +711,39 @@ def test_a_paused_trial_gives_its_place_up_and_goes_on_from_its_state_before_a_n
     assert journal_of(tmp_path)[3].state == optuna.trial.TrialState.RUNNING
 
 
+def test_a_driver_killed_before_it_wrote_a_pause_down_pauses_the_trial_when_it_is_back(tmp_path):
+    launch = launch_of(*EARLY, "search.num_trials=3")
+    ledger = open_ledger(tmp_path, launch)
+    reported(ledger, 0.5, 0.5, 0.5, 0.5)
+    assert reported(ledger, 0.4) == (1, False)
+    lines = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
+    assert '"trial_paused"' in lines[-1]
+    (tmp_path / "events.jsonl").write_text("".join(lines[:-1]))
+    again = open_ledger(tmp_path, launch)
+    assert (again.trials[1].is_paused, again.num_running) == (True, 0)
+    assert events_of(tmp_path)[-1]["event"] == "trial_paused"
+    assert again.next_trial()[0].number == 2
+
+
+def test_what_a_paused_trial_computed_in_a_lost_batch_is_taken_in_when_it_is_promoted_again(tmp_path):
+    launch = launch_of(*EARLY, "search.num_trials=6")
+    ledger = open_ledger(tmp_path, launch)
+    for values in ((0.1,) * 4, (0.9,), (0.8,)):
+        reported(ledger, *values)
+    assert ledger.trials[2].is_paused
+    for _ in range(3):  # it had been promoted and had run to its end, of which the books know nothing
+        run_one_more_epoch(tmp_path, launch, 2)
+    again = open_ledger(tmp_path, launch)
+    assert (again.trials[2].is_paused, again.trials[2].epoch) == (True, 1)
+    assert again.next_trial()[0].number == 1  # it ran when the driver was lost
+    assert reported(again, 0.0) == (3, False)
+    assert again.next_trial()[0].number == 4
+    assert (again.trials[2].state, again.trials[2].epoch) == ("COMPLETE", 4)
+    assert {"event": "trial_promoted", "trial": 2}.items() <= next(
+        event for event in reversed(events_of(tmp_path)) if event["event"] == "trial_promoted"
+    ).items()
+
+
 def test_nothing_happens_to_a_paused_trial_whose_process_is_taken_down(tmp_path):
     ledger = open_ledger(tmp_path, launch_of(*EARLY, "search.num_trials=3"))
     reported(ledger, 0.5)
