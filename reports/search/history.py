@@ -20,7 +20,7 @@ def history(study: Study) -> dict[str, Any]:
     ended_at = ends(study)
     by_number = _best_so_far(study, [trial.number for trial in study.trials])
     order = sorted(ended_at, key=lambda number: (ended_at[number], number))
-    by_end, device_hours = _best_so_far(study, order), _device_hours(study)
+    by_end, device_hours = _best_so_far(study, order), _device_hours(study) if ended_at else {}
     first = study.trials[0] if study.trials else None
     return {
         "trials": [
