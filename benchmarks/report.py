@@ -184,7 +184,8 @@ class Search:
         )
         if trial.epoch == NUM_EPOCHS:
             return self._end(trial, "COMPLETE", None)
-        return not self._policy.report(trial.number, trial.epoch, found) and self._end(trial, "PRUNED", "scheduler")
+        stops = self._policy.report(trial.number, trial.epoch, found) == "stop"
+        return stops and self._end(trial, "PRUNED", "scheduler")
 
     def _end(self, trial: Trial, state: str, reason: str | None) -> bool:
         trial.state, trial.reason = state, reason

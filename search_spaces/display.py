@@ -32,10 +32,15 @@ class Display(AbstractContextManager["Display"]):
         self._console = console
         self._ledger = ledger
         self._num_epochs = num_epochs
-        self._ended_before = ledger.num_ended
+        self._done_before = self._num_done
         self._started = time.monotonic()
         self._live: Live | None = None
         self._seen: dict[int, tuple[str, int]] = {n: (t.state, t.epoch) for n, t in ledger.trials.items()}
+
+    @property
+    def _num_done(self) -> int:
+        """Trials that have ended, and those that are paused, of which a few will go on."""
+        return self._ledger.num_ended + sum(trial.is_paused for trial in self._ledger.trials.values())
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -78,7 +83,7 @@ class Display(AbstractContextManager["Display"]):
         metric = self._ledger.search.metric
         shown = trial.metrics.get(metric)
         value = "" if shown is None else f"  {metric} {shown:.4f}"
-        end = "" if trial.state == "RUNNING" else f"  {trial.state}" + (f" ({trial.reason})" if trial.reason else "")
+        end = "" if _is_running(trial) else f"  {_state(trial)}" + (f" ({trial.reason})" if trial.reason else "")
         return f"{trial.name}  epoch {trial.epoch}/{self._num_epochs}{value}{end}  |  {self.summary()}"
 
     def summary(self) -> str:
@@ -88,9 +93,10 @@ class Display(AbstractContextManager["Display"]):
         parts = [f"{ledger.num_ended}/{ledger.num_trials} {ledger.things}"]
         if best is not None:
             parts.append(f"best {best.value:.4f} ({best.name})")
-        ended = ledger.num_ended - self._ended_before
-        if ended > 0 and ledger.num_ended < ledger.num_trials:
-            seconds = (time.monotonic() - self._started) / ended * (ledger.num_trials - ledger.num_ended)
+        num_done = self._num_done
+        done = num_done - self._done_before
+        if done > 0 and num_done < ledger.num_trials:
+            seconds = (time.monotonic() - self._started) / done * (ledger.num_trials - num_done)
             parts.append(f"about {duration(seconds)} left")
         budget = ledger.search
         of_devices = "" if budget.max_device_hours is None else f" of {budget.max_device_hours:g}"
@@ -107,7 +113,7 @@ class Display(AbstractContextManager["Display"]):
             shown = trial.metrics.get(self._ledger.search.metric)
             cells = (
                 trial.name.removeprefix("trial "),
-                trial.state if trial.reason is None else f"{trial.state} ({trial.reason[:24]})",
+                _state(trial) if trial.reason is None else f"{_state(trial)} ({trial.reason[:24]})",
                 f"{trial.epoch}/{self._num_epochs}",
                 trial.stage or "",
                 "" if shown is None else f"{shown:.4f}",
@@ -116,13 +122,21 @@ class Display(AbstractContextManager["Display"]):
                 chosen(trial.params),
             )
             # as Text: rich would read the brackets of a list or a reason as markup
-            table.add_row(*map(Text, cells), style="dim" if trial.state in ("PRUNED", "FAIL") else None)
+            table.add_row(*map(Text, cells), style="dim" if _state(trial) in ("paused", "PRUNED", "FAIL") else None)
         return Group(table, Text(self.summary()))
 
     def _rows(self) -> list[TrialRecord]:
         trials = self._ledger.trials.values()
-        latest = sorted(trials, key=lambda trial: (trial.state == "RUNNING", trial.number))[-MAX_ROWS:]
+        latest = sorted(trials, key=lambda trial: (_is_running(trial), trial.number))[-MAX_ROWS:]
         return sorted(latest, key=lambda trial: trial.number)
+
+
+def _is_running(trial: TrialRecord) -> bool:
+    return _state(trial) == "RUNNING"
+
+
+def _state(trial: TrialRecord) -> str:
+    return "paused" if trial.is_paused else trial.state
 
 
 def chosen(params: Mapping[str, object]) -> str:

@@ -24,8 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.distributions import Space, encoded, written
 from search_spaces.journal import journal_of, open_study
 from search_spaces.population import donor_for, explored
-from search_spaces.samplers import make_sampler
-from search_spaces.schedulers import Policy, exploit_epochs
+from search_spaces.samplers import PausedAsPruned, make_sampler
+from search_spaces.schedulers import Decision, Policy, exploit_epochs
 from search_spaces.schema import Launch
 from trainables import retention
 from trainables.failures import COUNTS, MAX_REASON, InterruptedTrial
@@ -56,7 +56,7 @@ class TrialRecord:
         best_metrics: what was measured there.
         seconds: computed so far, of this trial's own time.
         reason: why it ended early.
-        stopped: whether the policy has said so.
+        decision: what the policy has last said of it.
         attempt: how often it was begun or gone on with.
         failures: interruptions that count (trainables.failures).
         lost_at: the epoch at which its machine was last lost without a notice.
@@ -75,7 +75,7 @@ class TrialRecord:
     best_metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str | None = None
-    stopped: bool = False
+    decision: Decision = "go_on"
     attempt: int = 1
     failures: int = 0
     lost_at: int | None = None
@@ -85,6 +85,11 @@ class TrialRecord:
     def name(self) -> str:
         """What it is called where it is shown."""
         return f"trial {self.number}"
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits to be promoted."""
+        return self.state == "RUNNING" and self.decision == "pause"
 
     @property
     def told(self) -> float | None:
@@ -151,6 +156,8 @@ class Ledger:
         self._devices = launch.cluster.workers_per_trial
         self._max_failures = launch.cluster.max_failures
         self._waiting: list[int] = []
+        self._paused: set[int] = set()
+        self._paused_before: set[int] = set()
         # totals over the trials, which are asked for at every step of the search
         self._num_ended, self._seconds = 0, 0.0
         self._seconds_before = session_seconds(folder.read_events())
@@ -160,6 +167,7 @@ class Ledger:
         optuna.logging.set_verbosity(getattr(optuna.logging, level))
         self._study = open_study(folder.journal, self.search.direction)
         self._journal = journal_of(self._study)
+        self._proposing = PausedAsPruned(self._study)
         self._table_written, self._table_seconds = -math.inf, 0.0
         points = self._points(first_points)
         self.has_fixed_points = launch.sampler.name == "grid"
@@ -184,8 +192,8 @@ class Ledger:
 
     @property
     def num_running(self) -> int:
-        """Trials that have been handed out and have neither ended nor been interrupted."""
-        return len(self.trials) - self.num_ended - len(self._waiting)
+        """Trials that have been handed out and have neither ended nor been interrupted or paused."""
+        return len(self.trials) - self.num_ended - len(self._waiting) - len(self._paused)
 
     @property
     def is_over(self) -> bool:
@@ -229,7 +237,9 @@ class Ledger:
     # -------- what happens to a trial
 
     def next_trial(self) -> tuple[TrialRecord, Run] | None:
-        """The trial to start now: one that was interrupted, else a new one; None while the study has enough.
+        """The trial to start now: one that was interrupted, else one that is promoted, else a new one.
+
+        None while the study has enough. Where nothing runs any more that could promote a paused trial, all of them end.
 
         Raises:
             StorageError: if it cannot be written down.
@@ -238,15 +248,27 @@ class Ledger:
             return self._next_trial()
 
     def _next_trial(self) -> tuple[TrialRecord, Run] | None:
-        while len(self.trials) - len(self._waiting) < self.num_trials and not self.used_up:
+        while self.num_running + self.num_ended < self.num_trials and not self.used_up:
             if self._waiting:
                 trial = self.trials[self._waiting[0]]
                 self.folder.record("trial_resumed", trial=trial.number, epoch=trial.epoch)
                 self._waiting.pop(0)
                 trial.attempt += 1
+            elif (promoted := self._policy.promoted()) is not None:
+                trial = self.trials[promoted]
+                self.folder.record("trial_promoted", trial=trial.number, epoch=trial.epoch)
+                self._go_on(trial)
+                if promoted in self._paused_before:  # it may have gone on before, of which a lost batch told
+                    self._paused_before.remove(promoted)
+                    self._catch_up(trial)
+                    continue
+            elif len(self.trials) < self.num_trials:
+                self._proposing.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self.trials))
+                trial = self._start(self._proposing.ask())
             else:
-                self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=len(self.trials))
-                trial = self._start(self._study.ask())
+                for number in () if self.num_running else sorted(self._paused):
+                    self._end(self.trials[number], "PRUNED", "scheduler")
+                return None
             run = self._feasible_run(trial)
             if run is not None:
                 write_attempt(self.folder.trial(trial.number), trial.attempt)
@@ -273,7 +295,7 @@ class Ledger:
         return trial
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Take in an epoch's result; say whether the trial goes on. What does not go on has ended in the books.
+        """Take in an epoch's result; say whether the trial goes on. What does not has ended in the books, or is paused.
 
         Args:
             number: the trial.
@@ -286,11 +308,11 @@ class Ledger:
             return self._report(self.trials[number], result)
 
     def _report(self, trial: TrialRecord, result: Mapping[str, Any]) -> bool:
-        if trial.state != "RUNNING":
+        if trial.state != "RUNNING" or trial.number in self._paused:
             return False
         whole = bool(result["metrics"])  # else it names the last epoch before the one that failed
         self._take_in_saved(trial, before=result["epoch"] if whole else result["epoch"] + 1)
-        if whole and result["epoch"] > trial.epoch and not trial.stopped:
+        if whole and result["epoch"] > trial.epoch and trial.decision == "go_on":
             self._take_in(trial, self._write_epoch(trial, result))
         else:  # it failed, or was computed a second time: that, too, took its time
             self._spent(trial, result["seconds"])
@@ -298,16 +320,31 @@ class Ledger:
             self.end(trial.number, "PRUNED", result["reason"])
         else:
             self._end_if_over(trial, finished=result["finished"] and trial.epoch == result["epoch"])
-        return trial.state == "RUNNING"
+        return trial.state == "RUNNING" and trial.number not in self._paused
 
     def _end_if_over(self, trial: TrialRecord, *, finished: bool) -> None:
-        """End a trial that has no epoch left, or that the policy stops."""
+        """End a trial that has no epoch left, or that the policy ends; or pause it."""
         if finished and trial.value is None:
             self.end(trial.number, "PRUNED", f"non_finite: {self.search.metric} was never finite")
-        elif finished:
-            self.end(trial.number, "COMPLETE", None)
-        elif trial.stopped:
+        elif finished or trial.decision == "complete":
+            self.end(trial.number, "COMPLETE", None if finished else "plateau")
+        elif trial.decision == "stop":
             self.end(trial.number, "PRUNED", "scheduler")
+        elif trial.decision == "pause" and trial.reason is None:  # else it was interrupted once too often
+            self.folder.record("trial_paused", trial=trial.number, epoch=trial.epoch)
+            self._pause(trial)
+
+    def _pause(self, trial: TrialRecord) -> None:
+        """A trial's state stays, its process is free."""
+        self._paused.add(trial.number)
+        self._proposing.pause(self._frozen(trial))
+
+    def _go_on(self, trial: TrialRecord) -> None:
+        """A paused trial goes on, in another attempt."""
+        self._paused.remove(trial.number)
+        self._proposing.go_on(trial.number)
+        trial.decision = "go_on"
+        trial.attempt += 1
 
     def _write_epoch(self, trial: TrialRecord, result: Mapping[str, Any]) -> dict[str, Any]:
         return self.folder.record(
@@ -336,8 +373,7 @@ class Ledger:
         frozen = self._frozen(trial)
         if not frozen.state.is_finished() and trial.epoch not in frozen.intermediate_values:
             self._study._storage.set_trial_intermediate_value(frozen._trial_id, trial.epoch, objective)
-        if not self._policy.report(trial.number, trial.epoch, objective if self._maximize else -objective):
-            trial.stopped = True
+        trial.decision = self._policy.report(trial.number, trial.epoch, objective if self._maximize else -objective)
 
     def _spent(self, trial: TrialRecord, seconds: float) -> None:
         trial.seconds += seconds
@@ -346,6 +382,9 @@ class Ledger:
     def _ended(self, trial: TrialRecord, state: str, reason: str | None) -> None:
         self._num_ended += trial.state == "RUNNING"
         trial.state, trial.reason = state, reason
+        self._paused.discard(trial.number)
+        self._proposing.go_on(trial.number)
+        self._policy.ended(trial.number)
 
     def exploit(self, number: int) -> tuple[TrialRecord, Run] | None:
         """Let a trial at the end of an interval take over a better one's weights, if it is among the worst.
@@ -408,18 +447,21 @@ class Ledger:
     def end(self, number: int, state: str, reason: str | None) -> None:
         """Write down how a trial ended, tell Optuna, keep its weights if they are among the best.
 
-        A trial ends once: nothing happens to one that has ended, e.g. whose process fails while it is taken down.
+        A trial ends once: nothing happens to one that has ended, e.g. whose process fails while it is taken down; nor
+        to one that is paused, which has none.
 
         Raises:
             StorageError: if it cannot be written down.
         """
         trial = self.trials[number]
-        if trial.state != "RUNNING":
-            return
+        if trial.state == "RUNNING" and number not in self._paused:
+            self._end(trial, state, reason)
+
+    def _end(self, trial: TrialRecord, state: str, reason: str | None) -> None:
         ended = replace(trial, state=state, reason=reason)
         self.folder.record(
             "trial_ended",
-            trial=number,
+            trial=trial.number,
             state=state,
             value=ended.told,
             reason=reason,
@@ -439,7 +481,7 @@ class Ledger:
             StorageError: if it cannot be written down.
         """
         trial = self.trials[number]
-        if trial.state != "RUNNING" or number in self._waiting:
+        if trial.state != "RUNNING" or number in self._waiting or number in self._paused:
             return
         event = self.folder.record(
             "trial_interrupted",
@@ -539,13 +581,16 @@ class Ledger:
                 self._start_again(frozen)
             trial = self.trials[frozen.number]
             if trial.state == "RUNNING":
-                self._catch_up(trial)
+                if trial.number not in self._paused:
+                    self._catch_up(trial)
             elif not frozen.state.is_finished() or self.folder.trial(trial.number).exists():
                 self._carry_out_end(trial)
         retention.arrange(self.folder, keep_best=self.search.keep_best, maximize=self._maximize)
         self.states.kept()
+        self._paused_before = set(self._paused)
         # the states of confirmation runs are their own books' to delete
-        self.states.tidy([*self._waiting, *self.confirmed_seconds], self.trials.keys() - set(self._waiting))
+        to_go_on = self._paused.union(self._waiting)
+        self.states.tidy([*to_go_on, *self.confirmed_seconds], self.trials.keys() - to_go_on)
         self.write_table()
 
     def _check_one_study(self) -> None:
@@ -568,11 +613,11 @@ class Ledger:
 
     def _start_again(self, frozen: FrozenTrial) -> None:
         """Propose a trial that was asked for before the driver died and never written down."""
-        self._study.sampler = make_sampler(self._sampler, seed=self._seed, number=frozen.number)
-        asked = optuna.Trial(self._study, frozen._trial_id)
+        self._proposing.sampler = make_sampler(self._sampler, seed=self._seed, number=frozen.number)
+        asked = optuna.Trial(self._proposing, frozen._trial_id)
         for name, distribution in frozen.distributions.items():
             if name not in asked.relative_params:  # its draw is made again, so that the next one is the next one
-                self._study.sampler.sample_independent(self._study, frozen, name, distribution)
+                self._proposing.sampler.sample_independent(self._proposing, frozen, name, distribution)
         self._start(asked)
 
     def _replay(self, event: Mapping[str, Any]) -> None:
@@ -585,6 +630,10 @@ class Ledger:
             self._changed(trial, event)
         elif kind == "trial_resumed" and trial is not None:
             trial.attempt += 1
+        elif kind == "trial_paused" and trial is not None:
+            self._pause(trial)
+        elif kind == "trial_promoted" and trial is not None:
+            self._promote_again(trial)
         elif kind == "trial_interrupted" and trial is not None:
             self._take_in_interruption(trial, event)
         elif kind == "trial_ended" and trial is not None:
@@ -595,8 +644,18 @@ class Ledger:
             before = 0.0 if ended else self.confirmed_seconds.get(number, 0.0)  # its own seconds are of all epochs
             self.confirmed_seconds[number] = before + event.get("seconds", 0.0)
 
+    def _promote_again(self, trial: TrialRecord) -> None:
+        promoted = self._policy.promoted()
+        if promoted != trial.number:
+            other = "none" if promoted is None else f"trial {promoted}"
+            raise StudyError(
+                f"{self.folder.events} says that trial {trial.number} was promoted, and by what it says before it was "
+                f"{other}: restore the file, or type study_dir=DIR for a new study"
+            )
+        self._go_on(trial)
+
     def _catch_up(self, trial: TrialRecord) -> None:
-        """Take in what an interrupted trial saved but nobody wrote down; then end it, or let it go on."""
+        """Take in what an interrupted trial saved but nobody wrote down; then end it, pause it, or let it go on."""
         self._carry_out_exploit(trial)
         self._take_in_saved(trial)
         run = self._feasible_run(trial)
@@ -604,7 +663,7 @@ class Ledger:
             self._end_if_over(trial, finished=trial.epoch == run.task.num_epochs)
         if trial.state == "RUNNING" and trial.reason is not None:  # interrupted once too often
             self.end(trial.number, "FAIL", trial.reason)
-        if trial.state == "RUNNING":
+        if trial.state == "RUNNING" and trial.number not in self._paused:
             self._waiting.append(trial.number)
 
     def _take_in_saved(self, trial: TrialRecord, *, before: float = math.inf) -> None:
@@ -615,7 +674,7 @@ class Ledger:
         place = read_place(self.folder.trial(trial.number)) or {"history": [], "best": None}
         best = place["best"] or {"epoch": math.inf}
         for epoch in place["history"][trial.epoch :]:
-            if epoch["epoch"] >= before or trial.stopped:
+            if epoch["epoch"] >= before or trial.decision != "go_on":
                 return
             known = epoch["epoch"] >= best["epoch"]
             result = {

@@ -432,14 +432,15 @@ def _at_a_time(cluster: Cluster, nodes: Sequence[Node]) -> int:
 
 
 def needed_bytes(launch: Launch, nodes: Sequence[Node]) -> float:
-    """About what the search keeps in the study's folder at once: states of running trials, and the best models.
+    """About what the search keeps in the study's folder at once: states of trials under way, and the best models.
 
     A state holds the weights, the optimiser's two moments and the best weights so far, and is written beside the one
     that it replaces.
     """
     model = launch.task.folds * max(map(model_bytes, default_runs(launch)))
-    # a population takes turns, and each of its trials keeps its state while another runs
-    states = launch.search.num_trials if launch.scheduler.name == "pbt" else _at_a_time(launch.cluster, nodes)
+    # a trial that takes turns or waits to be promoted keeps its state while another runs
+    waits = launch.scheduler.name in ("pbt", "asha_promotion")
+    states = launch.search.num_trials if waits else _at_a_time(launch.cluster, nodes)
     return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1)
 
 

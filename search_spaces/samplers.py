@@ -6,13 +6,17 @@ number, makes the proposal a function of those and of the study's history.
 
 TPE learns from pruned trials, too: a trial that was stopped early ranks below all completed ones, those that got far
 before the others. GP, CMA-ES and NSGA-II as they are in Optuna learn from completed trials alone.
+
+With `constant_liar` TPE takes running trials for bad ones. Under a scheduler that pauses trials most of them wait and
+some of the best do, so a paused trial is shown to it as pruned where it stands (`PausedAsPruned`).
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from data.plain_pickles import ArraysOnly
 from search_spaces.schema import Sampler
@@ -76,6 +80,40 @@ class GroupsOfKinds(_GroupDecomposedSearchSpace):
         for distributions in kinds.values():
             groups.add_distributions(distributions)
         return groups
+
+
+class PausedAsPruned(optuna.Study):
+    """A study as its sampler is to see it: a trial that is paused is shown as pruned with what it has reported.
+
+    In the journal it runs, for it may go on. Its sampler would then learn nothing from it: TPE would propose at random
+    until enough trials have completed, which under promotion are few, and would stay away from the rest.
+
+    Args:
+        study: into which it proposes.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        super().__init__(study.study_name, study._storage, study.sampler)
+        self._paused: dict[int, FrozenTrial] = {}
+
+    def pause(self, trial: FrozenTrial) -> None:
+        """Show a trial as pruned from now on."""
+        self._paused[trial.number] = shown = copy.copy(trial)
+        shown.state = TrialState.PRUNED
+
+    def go_on(self, number: int) -> None:
+        """Show a trial as it is again."""
+        self._paused.pop(number, None)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        if not self._paused:
+            return super()._get_trials(deepcopy, states, use_cache)
+        trials = super()._get_trials(deepcopy=False, use_cache=use_cache)
+        shown = [self._paused.get(trial.number, trial) for trial in trials]
+        wanted = [trial for trial in shown if states is None or trial.state in states]
+        return copy.deepcopy(wanted) if deepcopy else wanted
 
 
 class CmaEs(optuna.samplers.CmaEsSampler):

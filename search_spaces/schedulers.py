@@ -1,23 +1,29 @@
-"""Who is stopped when: policies that see (trial, epoch, value) and answer whether the trial goes on.
+"""Who is stopped when: policies that see (trial, epoch, value) and answer whether the trial goes on, waits or is over.
 
 A policy is plain Python without Ray, so that its rules can be tested and replayed in microseconds; after a crash the
-study's events are put through it again. Nothing in a policy is random or depends on time: the same results in the same
+study's events are put through it again. Nothing in a policy is random or depends on time: the same calls in the same
 order give the same decisions.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from abc import ABC, abstractmethod
+from bisect import bisect_left, insort
+from typing import Literal
 
 from search_spaces.schema import Scheduler
 from trainables.settings import Task
+
+Decision = Literal["go_on", "pause", "stop", "complete"]
+"""What becomes of a trial: a paused one gives its place up and may go on later, a complete one ends with its best."""
 
 
 class Policy(ABC):
     """A rule that stops trials early. Trial 0, the default configuration, never is: reports compare with it."""
 
-    def report(self, number: int, epoch: int, value: float) -> bool:
+    def report(self, number: int, epoch: int, value: float) -> Decision:
         """Take in a trial's result at the end of an epoch.
 
         Args:
@@ -26,20 +32,32 @@ class Policy(ABC):
             value: the searched metric, finite, greater being better.
 
         Returns:
-            Whether the trial goes on.
+            Whether the trial goes on now. One that is paused reports no more until `promoted` names it.
         """
-        return self._judge(number, epoch, value) or number == 0
+        decision = self._judge(number, epoch, value)
+        return "go_on" if number == 0 else decision
 
     @abstractmethod
-    def _judge(self, number: int, epoch: int, value: float) -> bool:
-        """Take the result in and say whether an ordinary trial would go on."""
+    def _judge(self, number: int, epoch: int, value: float) -> Decision:
+        """Take the result in and say what becomes of an ordinary trial."""
+
+    def promoted(self) -> int | None:
+        """A paused trial that is to go on now, which then is no longer paused; None if there is none.
+
+        It is asked for before a new trial is begun.
+        """
+        return None
+
+    def ended(self, number: int) -> None:
+        """Take in that a trial has ended, of itself or not: it is not promoted any more."""
+        return
 
 
 class NoStopping(Policy):
     """Every trial runs to its end."""
 
-    def _judge(self, number: int, epoch: int, value: float) -> bool:
-        return True
+    def _judge(self, number: int, epoch: int, value: float) -> Decision:
+        return "go_on"
 
 
 class SuccessiveHalving(Policy):
@@ -60,15 +78,70 @@ class SuccessiveHalving(Policy):
         self.reduction_factor = reduction_factor
         self._results: dict[int, list[float]] = {rung: [] for rung in rungs}
 
-    def _judge(self, number: int, epoch: int, value: float) -> bool:
+    def _judge(self, number: int, epoch: int, value: float) -> Decision:
         if epoch not in self._results:
-            return True
+            return "go_on"
         results = self._results[epoch]
         results.append(value)
         if len(results) < self.reduction_factor:
-            return True
+            return "go_on"
         results.sort(reverse=True)
-        return value >= results[max(1, len(results) // self.reduction_factor) - 1]
+        return "go_on" if value >= results[max(1, len(results) // self.reduction_factor) - 1] else "stop"
+
+
+class PromotingHalving(Policy):
+    """Asynchronous successive halving as published: a trial waits at each rung until it is among the rung's best.
+
+    Before a new trial is begun, a waiting one goes on that is among the best 1 / reduction_factor of all that ever came
+    to its rung, of the highest rung with such a trial, the best first. A trial that comes to a rung and would be named
+    next goes on at once, in its own process. Past the last rung a trial runs to its end.
+
+    Args:
+        rungs: the epochs at whose end it decides, ascending.
+        reduction_factor: of a rung's results, the best 1 / reduction_factor go on, rounded down.
+
+    Source: ASHA, Li et al. 2020, arXiv:1810.05934, algorithm 2. The order of equals is not said there: here the one
+    that came first is before the others.
+    """
+
+    def __init__(self, rungs: tuple[int, ...], reduction_factor: int) -> None:
+        self.rungs = rungs
+        self.reduction_factor = reduction_factor
+        # (-value, how many came before), ascending, the best first
+        self._results: dict[int, list[tuple[float, int]]] = {rung: [] for rung in rungs}
+        self._waiting: dict[int, list[tuple[float, int, int]]] = {rung: [] for rung in rungs}
+
+    def _judge(self, number: int, epoch: int, value: float) -> Decision:
+        if epoch not in self._results:
+            return "go_on"
+        place = (-value, len(self._results[epoch]))
+        insort(self._results[epoch], place)
+        if number == 0:
+            return "go_on"
+        insort(self._waiting[epoch], (*place, number))
+        rung = self._rung_with_promotable()
+        if rung is not None and self._waiting[rung][0][-1] == number:
+            del self._waiting[rung][0]
+            return "go_on"
+        return "pause"
+
+    def promoted(self) -> int | None:
+        """The best promotable trial of the highest rung that has one."""
+        rung = self._rung_with_promotable()
+        return None if rung is None else self._waiting[rung].pop(0)[-1]
+
+    def _rung_with_promotable(self) -> int | None:
+        for rung in reversed(self.rungs):
+            results, waiting = self._results[rung], self._waiting[rung]
+            # no other that waits is better placed than the first
+            if waiting and bisect_left(results, waiting[0][:2]) < len(results) // self.reduction_factor:
+                return rung
+        return None
+
+    def ended(self, number: int) -> None:
+        """A trial that waited will not go on; its results stay, to compare with."""
+        for waiting in self._waiting.values():
+            waiting[:] = [place for place in waiting if place[-1] != number]
 
 
 class MedianStopping(Policy):
@@ -86,15 +159,53 @@ class MedianStopping(Policy):
         self._min_trials = min_trials
         self._values: dict[int, dict[int, float]] = {}
 
-    def _judge(self, number: int, epoch: int, value: float) -> bool:
+    def _judge(self, number: int, epoch: int, value: float) -> Decision:
         mine = self._values.setdefault(number, {})
         mine[epoch] = value
         if epoch not in self._epochs:
-            return True
+            return "go_on"
         others = [values for other, values in self._values.items() if other != number and max(values) >= epoch]
         so_far = [[value for at, value in values.items() if at <= epoch] for values in others]
         means = [statistics.fmean(values) for values in so_far if values]  # none were finite: nothing to compare with
-        return len(means) < self._min_trials or max(mine.values()) >= statistics.median(means)
+        goes_on = len(means) < self._min_trials or max(mine.values()) >= statistics.median(means)
+        return "go_on" if goes_on else "stop"
+
+
+class EndingPlateaus(Policy):
+    """Another policy, and besides the end of a trial that no longer improves: it is complete with its best.
+
+    Args:
+        policy: is asked first.
+        first_epoch: from which on values count for the trial, e.g. the first one of a joint trial's fine-tuning.
+        num_epochs: after how many epochs without an improvement it ends.
+        tolerance: a value is an improvement where it is better by more than this than the last one that was.
+    """
+
+    def __init__(self, policy: Policy, *, first_epoch: int, num_epochs: int, tolerance: float) -> None:
+        self._policy = policy
+        self._first_epoch = first_epoch
+        self._num_epochs = num_epochs
+        self._tolerance = tolerance
+        self._improved: dict[int, tuple[int, float]] = {}
+
+    def _judge(self, number: int, epoch: int, value: float) -> Decision:
+        decision = self._policy.report(number, epoch, value)
+        if epoch < self._first_epoch:
+            return decision
+        since, best = self._improved.get(number, (epoch, -math.inf))
+        if value > best + self._tolerance:
+            self._improved[number] = (epoch, value)
+        elif decision == "go_on" and epoch - since >= self._num_epochs:
+            return "complete"
+        return decision
+
+    def promoted(self) -> int | None:
+        """The other policy's."""
+        return self._policy.promoted()
+
+    def ended(self, number: int) -> None:
+        """The other policy is told."""
+        self._policy.ended(number)
 
 
 def rungs_of(task: Task, *, grace_epochs: int, reduction_factor: int) -> tuple[int, ...]:
@@ -129,9 +240,19 @@ def unsettled_epochs(task: Task) -> set[int]:
 
 def make_policy(settings: Scheduler, task: Task) -> Policy:
     """The policy that the study's `scheduler` asks for (population-based training stops no one)."""
-    if settings.name == "asha":
+    policy = _rule(settings, task)
+    if settings.name == "pbt" or settings.plateau_epochs is None:
+        return policy
+    first_epoch = task.num_pretrain_epochs + 1 if task.stages == "joint" else 1
+    patience, tolerance = settings.plateau_epochs, settings.plateau_tolerance
+    return EndingPlateaus(policy, first_epoch=first_epoch, num_epochs=patience, tolerance=tolerance)
+
+
+def _rule(settings: Scheduler, task: Task) -> Policy:
+    if settings.name in ("asha", "asha_promotion"):
         rungs = rungs_of(task, grace_epochs=settings.grace_epochs, reduction_factor=settings.reduction_factor)
-        return SuccessiveHalving(rungs, settings.reduction_factor)
+        halving = SuccessiveHalving if settings.name == "asha" else PromotingHalving
+        return halving(rungs, settings.reduction_factor)
     if settings.name == "median":
         epochs = frozenset(range(settings.grace_epochs, task.num_epochs)) - unsettled_epochs(task)
         return MedianStopping(epochs, settings.min_trials)

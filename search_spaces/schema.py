@@ -92,13 +92,20 @@ Sampler = Annotated[
 ]
 
 
-class FifoScheduler(Settings):
+class EndsPlateaus(Settings):
+    """A scheduler that can end a trial which no longer improves; studies of before have neither key."""
+
+    plateau_epochs: int | None = Field(default=None, ge=1)
+    plateau_tolerance: float = Field(default=0.0, ge=0)
+
+
+class FifoScheduler(EndsPlateaus):
     """Every trial runs to its end."""
 
     name: Literal["fifo"]
 
 
-class AshaScheduler(Settings):
+class AshaScheduler(EndsPlateaus):
     """Asynchronous successive halving."""
 
     name: Literal["asha"]
@@ -106,7 +113,15 @@ class AshaScheduler(Settings):
     reduction_factor: int = Field(ge=2)
 
 
-class MedianScheduler(Settings):
+class AshaPromotionScheduler(EndsPlateaus):
+    """Asynchronous successive halving in which a trial waits at each rung until it is promoted."""
+
+    name: Literal["asha_promotion"]
+    grace_epochs: int = Field(ge=1)
+    reduction_factor: int = Field(ge=2)
+
+
+class MedianScheduler(EndsPlateaus):
     """Stop what lies below the median of the others."""
 
     name: Literal["median"]
@@ -133,7 +148,7 @@ class PbtScheduler(Settings):
 
 
 Scheduler = Annotated[
-    FifoScheduler | AshaScheduler | MedianScheduler | PbtScheduler,
+    FifoScheduler | AshaScheduler | AshaPromotionScheduler | MedianScheduler | PbtScheduler,
     Field(discriminator="name"),
 ]
 

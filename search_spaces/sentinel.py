@@ -85,12 +85,13 @@ class Sentinel:
         with self._lock:
             return {thing.node for thing in self._held.get(number, ())}
 
-    def stopped(self, number: int, *, kept: bool = False) -> None:
+    def stopped(self, number: int, *, kept: bool = False, paused: bool = False) -> None:
         """From now on look for what is left of a trial.
 
         Args:
             number: the trial.
             kept: whether its process is used again by the next one: it then has until the search ends.
+            paused: whether it may go on, so that its state stays.
         """
         with self._lock:
             self._stops += 1
@@ -100,7 +101,7 @@ class Sentinel:
                 things -= self._kept
             self._expect(things)
         folder = self._study.trial(number)
-        if kept or not folder.exists():  # an interrupted one's state stays for its next attempt
+        if not paused and (kept or not folder.exists()):  # an interrupted one's state stays for its next attempt, too
             with self._lock:
                 self._expect({Thing("folder", str(folder), "")})
 

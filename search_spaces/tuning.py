@@ -100,8 +100,9 @@ class LedgerSearcher(Searcher):
 
 
 class LedgerScheduler(FIFOScheduler):
-    """Passes every result to the ledger and stops a trial that has ended in its books.
+    """Passes every result to the ledger and stops a trial that has ended in its books, or is paused.
 
+    A paused trial is over for Tune; promoted, it is another of Tune's trials, which begins from the saved state.
     Trials never tell Tune that they are done: Tune would then skip the scheduler, and the books their last epoch.
     """
 
@@ -145,7 +146,8 @@ class LedgerScheduler(FIFOScheduler):
             self._sentinel.holds(number, result["holds"])
             goes_on = self._ledger.report(number, unflattened(result))
             if not goes_on:
-                self._sentinel.stopped(number, kept=self._places.reuses_processes)
+                paused = self._ledger.trials[number].state == "RUNNING"
+                self._sentinel.stopped(number, kept=self._places.reuses_processes, paused=paused)
             self._on_change()
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
@@ -438,6 +440,7 @@ def run_trials(
     if trouble.error is not None:
         raise trouble.error
     ledger.write_table()
+    on_change()  # those that were paused end after the last result
 
 
 @contextmanager

@@ -203,7 +203,7 @@ def test_every_method_has_something_to_cite():
         assert f"pretext {name}" in called_for
     for name in ENCODERS.values():
         assert f"encoder {name}" in called_for
-    for name in ("asha", "median", "pbt"):
+    for name in ("asha", "asha_promotion", "median", "pbt"):
         assert f"scheduler {name}" in called_for
 
 

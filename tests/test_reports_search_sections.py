@@ -74,6 +74,26 @@ def test_the_rungs_are_counted_and_what_was_saved_is_said(sections):
     assert "<dt>after epoch 1</dt><dd>3, 4</dd>" in sections["rungs"]
 
 
+def test_with_promotion_it_is_said_who_waited_and_who_went_on_when(tmp_path):
+    folder = write_study(tmp_path / "s", scheduler="asha_promotion")
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    told = []
+    for event in events:
+        told.append(event)
+        if event["event"] == "epoch" and event["epoch"] == 1 and event["trial"] in (2, 3, 4):
+            told.append(event | {"event": "trial_paused"})
+        if event["event"] == "epoch" and event["epoch"] == 1 and event["trial"] == 2:
+            told.append(event | {"event": "trial_promoted"})
+    (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in told))
+    sections = shown(folder)
+    row = re.search(r'<th scope="row" class="num">1</th>(.*?)</tr>', sections["rungs"]).group(1)
+    assert re.findall(r">([^<>]+)</td>", row) == ["5", "3", "2", "0.6800", "0.6800"]
+    went_on = "<dt>after 70.0 min of running time</dt><dd>trial 2, which had waited after epoch 1</dd>"
+    assert went_on in sections["rungs"]
+    assert "at each rung a trial waits" in sections["rungs"]
+    assert "trial 2, 10.0 min, then paused" in sections["timeline"]
+
+
 def test_failures_stand_with_their_reason_and_message(sections):
     assert "2 of 7 trials ended for a reason other than the scheduler’s." in sections["failures"]
     assert (

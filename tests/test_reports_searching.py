@@ -67,6 +67,13 @@ def test_by_end_the_first_to_end_counts_first_and_device_hours_add_up_over_worke
     assert (early["device_hours"], late["device_hours"]) == (1.0, 3.0)
 
 
+def test_device_hours_up_to_an_end_are_also_those_of_trials_that_wait():
+    events = [at(0, "study_started"), epoch(0, 1, 0.5, seconds=3600.0), epoch(1, 1, 0.4, seconds=1800.0)]
+    events += [at(20, "trial_ended", trial=0), at(30, "trial_ended", trial=1)]
+    found = history(study_of([trial(0, [0.5], seconds=3600.0), trial(1, [0.4], seconds=2160.0)], events))["trials"]
+    assert [row["device_hours"] for row in found] == [1.5, 1.6]
+
+
 # -------- what was stopped
 
 TASKS = st.builds(
@@ -102,7 +109,7 @@ def searched_by(policy, values, *, maximizes=True):
         done[number] += 1
         value = course[done[number] - 1]
         events.append(epoch(number, done[number], value))
-        goes_on = policy.report(number, done[number], value if maximizes else -value)
+        goes_on = policy.report(number, done[number], value if maximizes else -value) == "go_on"
         if goes_on and done[number] < 9:
             running.append((number, course))
             continue
@@ -137,6 +144,86 @@ def test_every_trial_that_asha_stopped_lay_below_the_threshold_that_it_met(value
         for came in rung["came"]:
             below = came["threshold"] is not None and sign * came["value"] < sign * came["threshold"]
             assert came["stopped"] == (below and came["trial"] != 0)
+
+
+def promoted_by(policy, values):
+    """Trials of nine epochs, two at a time, with pauses, promotions and an end of all as the books have them."""
+    events, done, waiting = [at(0, "study_started")], dict.fromkeys(range(len(values)), 0), list(range(len(values)))
+    ended, running, paused = {}, [], set()
+
+    def now():
+        return float(len(events))
+
+    while True:
+        while len(running) < 2 and ((number := policy.promoted()) is not None or waiting):
+            promoted = number is not None
+            running.append(number if promoted else waiting.pop(0))
+            paused.discard(running[-1])
+            told = {"trial": running[-1], "epoch": done[running[-1]], "params": {}}
+            events.append(at(now(), "trial_promoted" if promoted else "trial_started", **told))
+        if not running:
+            break
+        number = running.pop(0)
+        done[number] += 1
+        events.append(epoch(number, done[number], values[number][done[number] - 1], time=now()))
+        decision = policy.report(number, done[number], values[number][done[number] - 1])
+        if done[number] == 9:
+            ended[number] = "COMPLETE"
+            events.append(at(now(), "trial_ended", trial=number))
+        elif decision == "go_on":
+            running.append(number)
+        else:
+            paused.add(number)
+            events.append(at(now(), "trial_paused", trial=number, epoch=done[number]))
+    events += [at(now(), "trial_ended", trial=number) for number in sorted(paused)]
+    state = {number: {"state": "PRUNED", "reason": "scheduler"} for number in paused}
+    trials = [trial(number, values[number][: done[number]], **state.get(number, {})) for number in done]
+    return trials, events, {number: done[number] for number in paused}
+
+
+@settings(max_examples=60, deadline=None)
+@given(COURSES)
+def test_with_promotion_who_went_on_was_among_the_best_of_his_rung_and_who_was_stopped_was_not(values):
+    trials, events, stopped = promoted_by(schedulers.PromotingHalving((1, 3), 3), values)
+    of = {"name": "asha_promotion", "grace_epochs": 1, "reduction_factor": 3}
+    found = scheduling(study_of(trials, events, scheduler=of))
+    for rung in found["rungs"]:
+        came = {entry["trial"]: entry for entry in rung["came"]}
+        assert {number for number, entry in came.items() if entry["stopped"]} == {
+            number for number, last in stopped.items() if last == rung["epoch"]
+        }
+        assert all(entry["went_on"] != entry["stopped"] for entry in came.values())
+        assert rung["went_on"] + rung["stopped"] == rung["reached"] == len(came)
+        assert 0 not in came or came[0]["went_on"]
+        if rung["last_threshold"] is not None:
+            best = sorted((entry["value"] for entry in came.values()), reverse=True)[: len(came) // 3]
+            assert rung["last_threshold"] == best[-1]
+            assert {number for number, entry in came.items() if entry["value"] > best[-1]} <= {
+                number for number, entry in came.items() if entry["went_on"]
+            }
+    assert all(row["needed"] is None or row["value"] <= row["needed"] for row in found["stopped"])
+    promoted = [event for event in events if event["event"] == "trial_promoted"]
+    assert [(row["trial"], row["epoch"]) for row in found["promotions"]] == [
+        (event["trial"], event["epoch"]) for event in promoted
+    ]
+    hours = [row["running_hours"] for row in found["promotions"]]
+    assert hours == sorted(hours)
+    stays = [stay for lane in timeline(study_of(trials, events))["lanes"] for stay in lane["stays"]]
+    assert sum(stay["ended_by"] == "paused" for stay in stays) == len(promoted) + len(stopped)
+    assert sum(stay["epochs"] for stay in stays) == sum(one.epochs for one in trials)
+    assert timeline(study_of(trials, events))["slots"] <= 2
+
+
+def test_a_trial_that_waits_in_a_search_under_way_neither_went_on_nor_was_stopped():
+    events = [at(0, "study_started"), *(epoch(number, 1, 0.5 - number / 10) for number in range(3))]
+    events += [at(5, "trial_paused", trial=1, epoch=1), at(6, "trial_paused", trial=2, epoch=1)]
+    trials = [trial(0, [0.5] * 9), *(trial(number, [0.5 - number / 10], state="RUNNING") for number in (1, 2))]
+    of = {"name": "asha_promotion", "grace_epochs": 1, "reduction_factor": 3}
+    (rung, _) = scheduling(study_of(trials, events, scheduler=of))["rungs"]
+    assert (rung["reached"], rung["went_on"], rung["stopped"]) == (3, 1, 0)
+    events.append(at(7, "trial_promoted", trial=1, epoch=1))
+    (rung, _) = scheduling(study_of(trials, events, scheduler=of))["rungs"]
+    assert rung["went_on"] == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -318,6 +405,6 @@ def test_stays_of_a_lane_never_overlap_and_there_are_no_more_lanes_than_needed(s
 def test_events_that_lack_what_others_have_do_not_stop_the_rest(events):
     whole = searching(study_of([trial(0, [0.5])], [], scheduler={"name": "fifo"}), {})
     for trials in ([], [trial(0, [0.5])], [trial(0, []), trial(1, [0.2], state="FAIL", reason=None)]):
-        for name in ("asha", "median", "fifo", "pbt", "unknown"):
+        for name in ("asha", "asha_promotion", "median", "fifo", "pbt", "unknown"):
             found = searching(study_of(trials, events, scheduler={"name": name}), {})
             assert json.loads(json.dumps(found, allow_nan=False)).keys() == whole.keys()

@@ -88,6 +88,19 @@ def test_without_a_terminal_each_change_is_one_plain_line(books):
     )
 
 
+def test_a_paused_trial_is_said_to_be_and_counts_as_done_until_it_goes_on():
+    books, console = Books(num_trials=3), plain()
+    with Display(console, books, 6) as display:
+        books.start(1)
+        books.change(1, epoch=1, metrics={METRIC: 0.6}, decision="pause")
+        display()
+        assert "about" in display.summary()
+        books.change(1, decision="go_on")
+        assert "about" not in display.summary()
+    line = shown(console).splitlines()[1]
+    assert line.startswith("trial 1  epoch 1/6  val/auroc 0.6000  paused  |  0/3 trials, about")
+
+
 def test_a_trial_whose_first_epoch_is_over_already_is_still_said_to_have_started(books):
     console = plain()
     with Display(console, books, 6) as display:

@@ -37,7 +37,11 @@ from trainables.trial import Assignment, refuse_superseded, result_of
 
 METRIC = "val/auroc"
 SHORT = ("task.pretrain.num_epochs=1", "task.finetune.num_epochs=3")
+LONGER = ("task.finetune.num_epochs=6",)
 ASHA = ("scheduler=asha", "scheduler.reduction_factor=2")
+PLATEAU = ("scheduler=fifo", "scheduler.plateau_epochs=1", "scheduler.plateau_tolerance=0.02", *LONGER)
+PROMOTING = ("scheduler=asha_promotion", "scheduler.reduction_factor=2", "scheduler.grace_epochs=3")
+"""With a first rung that those who diverge or crash do not reach, who would else be ever the best of it."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -201,15 +205,31 @@ def check(path, launch, num_trials):
 
 
 def check_decisions(events, ended, launch):
-    """The policy, shown the results in the order in which they came, decides what was decided."""
+    """The policy, shown what came in the order in which it came, decides what was decided."""
     policy = make_policy(launch.scheduler, launch.task)
     sign = 1 if launch.search.direction == "maximize" else -1
-    stopped = {}
+    stopped, waiting, paused = {}, {}, {}
     for event in events:
-        if event["event"] == "epoch" and not policy.report(
-            event["trial"], event["epoch"], sign * event["metrics"][METRIC]
-        ):
-            stopped[event["trial"]] = event["epoch"]
+        kind, number = event["event"], event.get("trial")
+        if kind == "epoch":
+            assert number not in waiting
+            decision = policy.report(number, event["epoch"], sign * event["metrics"][METRIC])
+            if decision in ("stop", "pause"):
+                (stopped if decision == "stop" else waiting)[number] = event["epoch"]
+            elif decision == "complete" and event["epoch"] < launch.task.num_epochs:
+                assert (ended[number]["state"], ended[number]["epochs"]) == ("COMPLETE", event["epoch"])
+                assert ended[number]["reason"] == "plateau"
+        elif kind == "trial_paused":
+            assert (number, event["epoch"]) in waiting.items()
+            paused[number] = event["epoch"]
+        elif kind == "trial_promoted":
+            assert policy.promoted() == number
+            assert paused.pop(number) == waiting.pop(number) == event["epoch"]
+        elif kind == "trial_ended":
+            if event["reason"] == "scheduler" and number in paused:
+                stopped[number] = paused[number]
+            waiting.pop(number, None)
+            policy.ended(number)
     decided = {number: end["epochs"] for number, end in ended.items() if end["reason"] == "scheduler"}
     last = launch.task.num_epochs
     assert {number: epoch for number, epoch in stopped.items() if epoch < last} == decided
@@ -240,6 +260,9 @@ def check_checkpoints(path, launch, ended, events):
     "typed",
     [
         (*ASHA, "sampler=tpe"),
+        (*PROMOTING, "sampler=tpe"),
+        (*PROMOTING, "search.direction=minimize", "sampler=random"),
+        (*PLATEAU, "sampler=random"),
         ("scheduler=median", "scheduler.min_trials=1", "task.finetune.num_epochs=5", "sampler=random"),
         ("scheduler=fifo", "sampler=nsga2"),
         (*ASHA, "search.direction=minimize"),
@@ -259,6 +282,7 @@ def test_a_search_ends_with_books_that_agree(tmp_path, typed, at_a_time):
     assert ("FAIL", "the process crashed") in ends
     assert ("PRUNED", "non_finite: the loss is nan") in ends
     assert (("PRUNED", "scheduler") in ends) == (launch.scheduler.name != "fifo")
+    assert (("COMPLETE", "plateau") in ends) == (launch.scheduler.plateau_epochs is not None)
 
 
 # -------- killed at every instant
@@ -345,15 +369,18 @@ def kills_of_a_search(tmp_path, launch, *, steps, at_a_time=1):
     return snapshots
 
 
-def test_a_search_killed_at_every_eleventh_step_ends_as_the_unbroken_one(tmp_path):
-    launch = launch_of(*ASHA, "search.num_trials=5", "sampler.num_startup_trials=2")
-    snapshots = kills_of_a_search(tmp_path, launch, steps=range(0, 10_000, 11))
+@pytest.mark.parametrize(("scheduler", "num_trials", "step"), [(ASHA, 5, 11), ((*PROMOTING, *LONGER), 7, 17)])
+def test_a_search_killed_at_every_so_many_steps_ends_as_the_unbroken_one(tmp_path, scheduler, num_trials, step):
+    launch = launch_of(*scheduler, f"search.num_trials={num_trials}", "sampler.num_startup_trials=2")
+    snapshots = kills_of_a_search(tmp_path, launch, steps=range(0, 10_000, step))
     assert snapshots.num_steps > 300
+    promoted = [event["trial"] for event in events_of(snapshots.path) if event["event"] == "trial_promoted"]
+    assert bool(promoted) == (scheduler != ASHA)
     unbroken = outcome(snapshots.path)
-    check(snapshots.path, launch, 5)
+    check(snapshots.path, launch, num_trials)
     for killed in snapshots.taken:
         run_search(killed, launch)
-        check(killed, launch, 5)
+        check(killed, launch, num_trials)
         assert outcome(killed) == unbroken, killed.name
         shutil.rmtree(killed)
 
@@ -468,10 +495,12 @@ def test_a_kill_at_any_step_leaves_every_trial_a_whole_state_or_none(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2"])
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"), [(ASHA, "tpe"), (ASHA, "cmaes"), (ASHA, "nsga2"), (PROMOTING, "tpe")]
+)
 @pytest.mark.parametrize("at_a_time", [1, 3])
-def test_a_search_killed_at_any_step_ends_well(tmp_path, sampler, at_a_time):
-    launch = launch_of(*ASHA, "search.num_trials=8", f"sampler={sampler}")
+def test_a_search_killed_at_any_step_ends_well(tmp_path, scheduler, sampler, at_a_time):
+    launch = launch_of(*scheduler, "search.num_trials=8", f"sampler={sampler}")
     snapshots = kills_of_a_search(tmp_path, launch, steps=None, at_a_time=at_a_time)
     for killed in snapshots.taken:
         run_search(killed, launch, at_a_time=at_a_time, order=np.random.default_rng(2))
@@ -481,9 +510,15 @@ def test_a_search_killed_at_any_step_ends_well(tmp_path, sampler, at_a_time):
 
 
 @settings(max_examples=15, deadline=None)
-@given(first=st.integers(0, 500), second=st.integers(0, 500), seed=st.integers(0, 99), orphan=st.booleans())
-def test_a_search_killed_twice_anywhere_ends_well(tmp_path_factory, first, second, seed, orphan):
-    launch = launch_of(*ASHA, "search.num_trials=5")
+@given(
+    first=st.integers(0, 500),
+    second=st.integers(0, 500),
+    seed=st.integers(0, 99),
+    orphan=st.booleans(),
+    scheduler=st.sampled_from([ASHA, PROMOTING, PLATEAU]),
+)
+def test_a_search_killed_twice_anywhere_ends_well(tmp_path_factory, first, second, seed, orphan, scheduler):
+    launch = launch_of(*scheduler, "search.num_trials=5")
     order, tmp_path = np.random.default_rng(seed), tmp_path_factory.mktemp("study")
     folder = tmp_path / "study"
     for number, step in enumerate((first, second)):
@@ -520,8 +555,9 @@ def test_a_grid_killed_while_it_is_queued_runs_each_of_its_points_once(tmp_path)
         assert points[0] == [launch.model.arguments["mask_ratio"], launch.task.finetune.layer_decay]
 
 
-def test_a_trial_whose_process_lost_its_state_begins_again_and_is_counted_once(tmp_path):
-    launch = launch_of(*ASHA, "search.num_trials=3")
+@pytest.mark.parametrize("scheduler", [ASHA, PROMOTING])
+def test_a_trial_whose_process_lost_its_state_begins_again_and_is_counted_once(tmp_path, scheduler):
+    launch = launch_of(*scheduler, "search.num_trials=3")
     run_search(tmp_path, launch, num_results=3)
     shutil.rmtree(tmp_path / "running")
     run_search(tmp_path, launch)
@@ -561,9 +597,10 @@ def test_a_stopped_search_goes_on_with_the_same_trial_and_says_so(tmp_path):
     assert ledger.next_trial() is None
 
 
-def test_more_trials_can_be_asked_for_later(tmp_path):
-    run_search(tmp_path, launch_of(*ASHA, "search.num_trials=3"))
-    longer = launch_of(*ASHA, "search.num_trials=6")
+@pytest.mark.parametrize("scheduler", [ASHA, PROMOTING])
+def test_more_trials_can_be_asked_for_later(tmp_path, scheduler):
+    run_search(tmp_path, launch_of(*scheduler, "search.num_trials=3"))
+    longer = launch_of(*scheduler, "search.num_trials=6")
     run_search(tmp_path, longer)
     check(tmp_path, longer, 6)
 
@@ -640,6 +677,129 @@ def test_choices_that_cannot_go_together_end_their_trial_and_not_the_search(tmp_
     assert {(row["state"], row["epochs"]) for row in infeasible} == {("PRUNED", 0)}
     assert infeasible[0]["reason"].startswith("infeasible: task.finetune: min_lr must not exceed the peak rate")
     assert all(row["task.finetune.min_lr"] > row["task.finetune.lr"] for row in infeasible)
+
+
+# -------- trials that wait to be promoted
+
+
+EARLY = (*PROMOTING[:2], "scheduler.grace_epochs=1")
+
+
+def reported(ledger, *values):
+    """Begin the next trial, or go on with one, and have it report these values; say which and whether it goes on."""
+    trial, run = ledger.next_trial()
+    trainer = Trainer(trial, run, ledger.folder.trial(trial.number))
+    for value in values:
+        goes_on = ledger.report(trial.number, trainer.epoch() | {"metrics": {METRIC: value}})
+    return trial.number, goes_on
+
+
+def test_a_paused_trial_gives_its_place_up_and_goes_on_from_its_state_before_a_new_one_begins(tmp_path):
+    ledger = open_ledger(tmp_path, launch_of(*EARLY, "search.num_trials=6"))
+    assert reported(ledger, 0.1, 0.1, 0.1, 0.1) == (0, False)  # the default configuration is not paused
+    assert ledger.trials[0].state == "COMPLETE"
+    assert reported(ledger, 0.9) == (1, True)  # the better of two
+    assert reported(ledger, 0.8) == (2, False)
+    assert (ledger.num_running, ledger.trials[2].is_paused, read_attempt(ledger.folder.trial(2))) == (1, True, 1)
+    assert {"event": "trial_paused", "trial": 2, "epoch": 1}.items() <= events_of(tmp_path)[-1].items()
+    assert reported(ledger, 0.0) == (3, False)  # one of four: the best two go on
+    trial, run = ledger.next_trial()
+    assert (trial.number, trial.attempt, trial.is_paused, read_attempt(ledger.folder.trial(2))) == (2, 2, False, 2)
+    assert {"event": "trial_promoted", "trial": 2, "epoch": 1}.items() <= events_of(tmp_path)[-1].items()
+    assert Trainer(trial, run, ledger.folder.trial(2)).state.epoch == 1
+    assert ledger.next_trial()[0].number == 4
+    assert journal_of(tmp_path)[3].state == optuna.trial.TrialState.RUNNING
+
+
+def test_a_driver_killed_before_it_wrote_a_pause_down_pauses_the_trial_when_it_is_back(tmp_path):
+    launch = launch_of(*EARLY, "search.num_trials=3")
+    ledger = open_ledger(tmp_path, launch)
+    reported(ledger, 0.5, 0.5, 0.5, 0.5)
+    assert reported(ledger, 0.4) == (1, False)
+    lines = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
+    assert '"trial_paused"' in lines[-1]
+    (tmp_path / "events.jsonl").write_text("".join(lines[:-1]))
+    again = open_ledger(tmp_path, launch)
+    assert (again.trials[1].is_paused, again.num_running) == (True, 0)
+    assert events_of(tmp_path)[-1]["event"] == "trial_paused"
+    assert again.next_trial()[0].number == 2
+
+
+def test_what_a_paused_trial_computed_in_a_lost_batch_is_taken_in_when_it_is_promoted_again(tmp_path):
+    launch = launch_of(*EARLY, "search.num_trials=6")
+    ledger = open_ledger(tmp_path, launch)
+    for values in ((0.1,) * 4, (0.9,), (0.8,)):
+        reported(ledger, *values)
+    assert ledger.trials[2].is_paused
+    for _ in range(3):  # it had been promoted and had run to its end, of which the books know nothing
+        run_one_more_epoch(tmp_path, launch, 2)
+    again = open_ledger(tmp_path, launch)
+    assert (again.trials[2].is_paused, again.trials[2].epoch) == (True, 1)
+    assert again.next_trial()[0].number == 1  # it ran when the driver was lost
+    assert reported(again, 0.0) == (3, False)
+    assert again.next_trial()[0].number == 4
+    assert (again.trials[2].state, again.trials[2].epoch) == ("COMPLETE", 4)
+    assert {"event": "trial_promoted", "trial": 2}.items() <= next(
+        event for event in reversed(events_of(tmp_path)) if event["event"] == "trial_promoted"
+    ).items()
+
+
+def test_nothing_happens_to_a_paused_trial_whose_process_is_taken_down(tmp_path):
+    ledger = open_ledger(tmp_path, launch_of(*EARLY, "search.num_trials=3"))
+    reported(ledger, 0.5)
+    reported(ledger, 0.4)
+    before = len(events_of(tmp_path))
+    ledger.interrupt(1, InterruptedTrial("node_lost", "the machine is gone"))
+    ledger.end(1, "FAIL", "its process failed while it was taken down")
+    assert not ledger.report(1, {"epoch": 2, "metrics": {METRIC: 0.9}, "finished": False, "reason": None})
+    assert (len(events_of(tmp_path)), ledger.trials[1].is_paused) == (before, True)
+
+
+def test_trials_wait_while_one_runs_and_end_when_none_can_promote_them_any_more(tmp_path):
+    launch = launch_of(*EARLY, "search.num_trials=3")
+    ledger = open_ledger(tmp_path, launch)
+    first, run = ledger.next_trial()
+    trainer = Trainer(first, run, ledger.folder.trial(0))
+    for _ in range(3):
+        assert ledger.report(0, trainer.epoch() | {"metrics": {METRIC: 0.9}})
+    assert reported(ledger, 0.2) == (1, False)
+    assert reported(ledger, 0.1) == (2, False)
+    assert ledger.next_trial() is None
+    assert (ledger.num_ended, ledger.is_over) == (0, False)  # one of three went on: the default configuration
+    assert not ledger.report(0, trainer.epoch() | {"metrics": {METRIC: 0.9}})
+    assert not ledger.is_over
+    again = open_ledger(tmp_path, launch)  # as after Ctrl-C: they still wait
+    assert (again.num_ended, again.num_running, again.is_over) == (1, 0, False)
+    assert (again.folder.trial(1) / "last.safetensors").exists()
+    assert again.next_trial() is None
+    assert again.is_over
+    assert [(row["state"], row["reason"], row["epochs"]) for row in outcome(tmp_path)] == [
+        ("COMPLETE", None, 4),
+        ("PRUNED", "scheduler", 1),
+        ("PRUNED", "scheduler", 1),
+    ]
+
+
+def test_trials_that_wait_when_a_budget_is_used_up_go_on_with_a_larger_one(tmp_path):
+    launch = launch_of(*EARLY, "search.num_trials=4", "search.max_device_hours=0.00166")  # six epochs of a second
+    ledger, _ = run_search(tmp_path, launch)
+    assert ledger.is_over
+    assert [trial.is_paused for trial in ledger.trials.values()] == [False, True, True]
+    longer = launch_of(*EARLY, "search.num_trials=4")
+    run_search(tmp_path, longer)
+    check(tmp_path, longer, 4)
+
+
+def test_events_of_another_promotion_than_the_rules_are_refused(tmp_path):
+    launch = launch_of(*PROMOTING, *LONGER, "search.num_trials=7")
+    run_search(tmp_path, launch)
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    at, promoted = next((at, line) for at, line in enumerate(lines) if '"trial_promoted"' in line)
+    number = json.loads(promoted)["trial"]
+    lines[at] = json.dumps(json.loads(promoted) | {"trial": 0})
+    (tmp_path / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(StudyError, match=rf"events.jsonl says that trial 0 was promoted.* was trial {number}: restore"):
+        open_ledger(tmp_path, launch)
 
 
 # -------- population-based training

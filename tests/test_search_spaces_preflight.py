@@ -19,7 +19,15 @@ from rich.console import Console
 
 from search_spaces import preflight as preflight_module
 from search_spaces.compose import compose_choices
-from search_spaces.preflight import Preflight, default_runs, gather, model_bytes, probes_of_folders, say
+from search_spaces.preflight import (
+    Preflight,
+    default_runs,
+    gather,
+    model_bytes,
+    needed_bytes,
+    probes_of_folders,
+    say,
+)
 from search_spaces.preflight_checks import Check, Node
 from search_spaces.schema import checked
 from trainables.pretrain import build_pretext
@@ -38,6 +46,15 @@ def said(found, **how):
 WELL = Check("capacity", "ok", "3 trials at a time")
 TOLD = Check("clocks", "warning", "b is 60 s fast")
 REFUSED = Check("storage", "refused", "a has no /study"), Check("versions", "refused", "a: ray must be 2.60.0")
+
+
+def test_every_trial_that_may_wait_has_room_for_its_state():
+    def needed(scheduler, num_trials):
+        typed = [*SYNTHETIC, f"scheduler={scheduler}", f"search.num_trials={num_trials}"]
+        return needed_bytes(checked(compose_choices(typed).tree), [])
+
+    assert needed("asha", 9) == needed("asha", 5)
+    assert needed("asha_promotion", 9) - needed("asha_promotion", 5) == needed("pbt", 9) - needed("pbt", 5) > 0
 
 
 def test_one_line_is_said_when_all_is_well():

@@ -8,7 +8,7 @@ from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace
 from optuna.trial import TrialState
 
 from search_spaces.distributions import parse
-from search_spaces.samplers import GroupsOfKinds, make_sampler
+from search_spaces.samplers import GroupsOfKinds, PausedAsPruned, make_sampler
 from search_spaces.schema import CmaEsSampler, GpSampler, Nsga2Sampler, PlainSampler, TpeSampler
 
 NUMBERS = {
@@ -139,3 +139,32 @@ def diverging_share(state):
             num_proposed += number >= 4
             num_diverged += number >= 4 and lr > 1e-3
     return num_diverged / num_proposed
+
+
+def proposals_beside_a_paused_trial(*, shown, num_trials=12):
+    """What TPE proposes while all but the first trials wait, or have been pruned where they would."""
+    study = optuna.create_study(direction="maximize")
+    proposing, space, proposals = PausedAsPruned(study), parse(NUMBERS), []
+    for number in range(num_trials):
+        proposing.sampler = make_sampler(SAMPLERS["tpe"], seed=0, number=number)
+        trial = proposing.ask()
+        proposals.append(space.ask(trial))
+        trial.report(quality(proposals[-1]), 1)
+        if number < 2:
+            study.tell(trial, quality(proposals[-1]))
+        elif shown == "pruned":
+            study.tell(trial, state=TrialState.PRUNED)
+        elif shown == "paused":
+            proposing.pause(study.get_trials(deepcopy=False)[number])
+    return proposals, study, proposing
+
+
+def test_a_sampler_learns_from_a_paused_trial_as_from_a_pruned_one_and_the_journal_has_it_running():
+    paused, study, proposing = proposals_beside_a_paused_trial(shown="paused")
+    assert paused == proposals_beside_a_paused_trial(shown="pruned")[0]
+    assert paused != proposals_beside_a_paused_trial(shown="running")[0]
+    assert [trial.state for trial in study.trials[2:]] == [TrialState.RUNNING] * 10
+    assert [trial.state for trial in proposing.trials[2:]] == [TrialState.PRUNED] * 10
+    proposing.go_on(3)
+    assert proposing.trials[3].state == TrialState.RUNNING
+    assert [trial.number for trial in proposing.get_trials(states=(TrialState.RUNNING,))] == [3]

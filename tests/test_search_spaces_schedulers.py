@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from search_spaces.compose import compose_choices
 from search_spaces.schedulers import (
+    EndingPlateaus,
     MedianStopping,
     NoStopping,
+    PromotingHalving,
     SuccessiveHalving,
     exploit_epochs,
     make_policy,
@@ -58,7 +60,7 @@ def decisions(policy, results):
     stopped, told = set(), []
     for number, epoch, value in results:
         if number not in stopped:
-            told.append((number, epoch, policy.report(number, epoch, value)))
+            told.append((number, epoch, policy.report(number, epoch, value) == "go_on"))
             stopped |= set() if told[-1][-1] else {number}
     return told
 
@@ -104,19 +106,121 @@ def test_median_stopping_stops_whose_best_lies_below_the_median_of_the_others_me
 def test_median_stopping_needs_no_value_of_a_trial_that_had_none_so_far():
     policy = MedianStopping(frozenset({2}), 1)
     policy.report(1, 5, 0.9)  # its metric was not finite before
-    assert policy.report(2, 2, 0.1)
+    assert policy.report(2, 2, 0.1) == "go_on"
 
 
 @pytest.mark.parametrize("policy", [SuccessiveHalving((1, 2), 2), MedianStopping(frozenset({1, 2}), 1)])
 def test_the_default_configuration_is_never_stopped_but_is_compared_with(policy):
-    assert policy.report(1, 1, 0.9)
-    assert policy.report(0, 1, 0.1)
-    assert not policy.report(2, 1, 0.05)
-    assert policy.report(1, 2, 0.9)
-    assert policy.report(0, 2, 0.1)
+    assert policy.report(1, 1, 0.9) == "go_on"
+    assert policy.report(0, 1, 0.1) == "go_on"
+    assert policy.report(2, 1, 0.05) == "stop"
+    assert policy.report(1, 2, 0.9) == "go_on"
+    assert policy.report(0, 2, 0.1) == "go_on"
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
+def published(rungs, results, promoted, factor):
+    """Algorithm 2 of arXiv:1810.05934 in its own words: who goes on, and at which rung he stood."""
+    for rung in reversed(rungs):
+        ranked = sorted(results[rung], key=lambda number: -results[rung][number])  # equals stay as they came
+        for number in ranked[: len(ranked) // factor]:
+            if number not in promoted[rung]:
+                return number, rung
+    return None, None
+
+
+@modest
+@given(interleaved_results(), st.integers(2, 4), st.sets(st.integers(1, 9)), st.lists(st.booleans(), min_size=72))
+def test_a_paused_trial_goes_on_as_the_published_algorithm_says(results, factor, rungs, asked):
+    rungs = sorted(rungs)
+    policy, seen, promoted = PromotingHalving(tuple(rungs), factor), {r: {} for r in rungs}, {r: set() for r in rungs}
+    paused = set()
+    for (number, epoch, value), is_free in zip(results, asked, strict=False):
+        if number in paused:
+            continue
+        decision = policy.report(number, epoch, value)
+        if epoch in rungs:
+            seen[epoch][number] = value
+            first, _ = published(rungs, seen, promoted, factor)
+            assert decision == ("go_on" if number in (0, first) else "pause")
+            (paused if decision == "pause" else promoted[epoch]).add(number)
+        else:
+            assert decision == "go_on"
+        if is_free:
+            expected, rung = published(rungs, seen, promoted, factor)
+            assert policy.promoted() == expected
+            if expected is not None:
+                promoted[rung].add(expected)
+                paused.remove(expected)
+
+
+@modest
+@given(interleaved_results(), st.integers(1, 4), st.integers(0, 2), st.integers(1, 4))
+def test_a_trial_is_complete_once_its_best_has_stood_still(results, patience, tolerance, first_epoch):
+    policy = EndingPlateaus(NoStopping(), first_epoch=first_epoch, num_epochs=patience, tolerance=tolerance)
+    counted, over = {}, set()
+    for number, epoch, value in results:
+        if number in over:
+            continue
+        curve = counted.setdefault(number, [])
+        curve += [value] if epoch >= first_epoch else []
+        last, best = 0, float("-inf")
+        for at, one in enumerate(curve):
+            if one > best + tolerance:
+                last, best = at, one
+        stands_still = len(curve) - 1 - last >= patience
+        assert policy.report(number, epoch, value) == ("complete" if stands_still and number != 0 else "go_on")
+        over |= {number} if stands_still and number != 0 else set()
+
+
+def test_who_is_stopped_or_waits_is_not_complete_and_a_promoted_one_may_be():
+    policy = EndingPlateaus(PromotingHalving((2,), 2), first_epoch=1, num_epochs=1, tolerance=0.0)
+    assert [policy.report(1, epoch, 0.5) for epoch in (1, 2)] == ["go_on", "pause"]
+    assert policy.report(2, 2, 0.1) == "pause"
+    assert policy.promoted() == 1
+    assert policy.report(1, 3, 0.5) == "complete"
+    policy.ended(1)
+    assert policy.promoted() is None
+    stopping = EndingPlateaus(SuccessiveHalving((2,), 2), first_epoch=1, num_epochs=1, tolerance=0.0)
+    assert stopping.report(1, 2, 0.9) == "go_on"
+    assert [stopping.report(2, epoch, 0.1) for epoch in (1, 2)] == ["go_on", "stop"]
+
+
+@pytest.mark.parametrize("name", ["fifo", "asha", "asha_promotion", "median"])
+def test_plateaus_end_where_they_are_asked_to_and_in_a_joint_trial_only_while_it_fine_tunes(task, name):
+    assert not isinstance(make_policy(launch_of(f"scheduler={name}").scheduler, task), EndingPlateaus)
+    typed = (f"scheduler={name}", "scheduler.plateau_epochs=2")
+    policy = make_policy(launch_of(*typed).scheduler, lasting(task, 20, 20))
+    decisions_of = [policy.report(1, epoch, 0.5) for epoch in (5, 6, 7, 8, 21, 22, 23)]
+    assert decisions_of == ["go_on"] * 6 + ["complete"]
+
+
+def test_the_highest_rung_is_promoted_from_first():
+    policy = PromotingHalving((1, 2), 2)
+    assert [policy.report(number, 1, value) for number, value in ((1, 0.9), (2, 0.1))] == ["pause", "pause"]
+    assert policy.promoted() == 1
+    assert [policy.report(number, 1, value) for number, value in ((3, 0.8), (4, 0.0))] == ["pause", "pause"]
+    assert policy.report(1, 2, 0.5) == "pause"
+    assert policy.report(0, 2, 0.4) == "go_on"
+    assert [policy.promoted() for _ in range(3)] == [1, 3, None]
+
+
+def test_who_comes_as_the_next_to_go_on_goes_on_at_once():
+    policy = PromotingHalving((1,), 2)
+    assert policy.report(1, 1, 0.1) == "pause"
+    assert policy.report(2, 1, 0.2) == "go_on"
+    assert policy.promoted() is None
+
+
+def test_who_has_ended_is_not_promoted_and_still_counts():
+    policy = PromotingHalving((1,), 2)
+    assert [policy.report(number, 1, value) for number, value in ((1, 0.5), (2, 0.4), (3, 0.3))] == ["pause"] * 3
+    policy.ended(1)
+    assert policy.promoted() is None
+    policy.report(4, 1, 0.2)
+    assert policy.promoted() == 2  # of four the best two
+
+
+@pytest.mark.parametrize("name", ["asha", "asha_promotion", "median"])
 @modest
 @given(results=interleaved_results())
 def test_the_same_results_give_the_same_decisions_again(task, name, results):
@@ -161,7 +265,8 @@ def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_t
 def test_no_scheduler_acts_on_the_first_fine_tuning_epoch_or_the_last(task, num_pretrain, num_finetune, results):
     joint = lasting(task, num_pretrain, num_finetune)
     assume(any(epoch == num_pretrain + 1 for _, epoch, _ in results))
-    for typed in (("scheduler=asha", "scheduler.reduction_factor=2"), ("scheduler=median", "scheduler.min_trials=1")):
+    halving = [(f"scheduler={name}", "scheduler.reduction_factor=2") for name in ("asha", "asha_promotion")]
+    for typed in (*halving, ("scheduler=median", "scheduler.min_trials=1")):
         for _, epoch, goes_on in decisions(make_policy(launch_of(*typed).scheduler, joint), results):
             assert goes_on or epoch not in (num_pretrain + 1, joint.num_epochs)
 

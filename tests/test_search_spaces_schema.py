@@ -55,7 +55,10 @@ def test_a_study_of_the_version_before_goes_on_as_todays_same_line():
         ("data.lowpass_hz=400", "data: lowpass_hz must lie below half of sampling_rate_hz (125), got 400"),
         ("cluster.gpus_per_worker=many", "cluster.gpus_per_worker: must be a number or 'auto', got 'many'"),
         ("evaluate.fold=tset", "evaluate.fold: must be 'valid' or 'test' or a whole number, got 'tset'"),
-        ("scheduler.name=hyperband", "scheduler: name must be one of fifo, asha, median, pbt, got 'hyperband'"),
+        (
+            "scheduler.name=hyperband",
+            "scheduler: name must be one of fifo, asha, asha_promotion, median, pbt, got 'hyperband'",
+        ),
         ("resume=yes", "resume: must be 'auto', 'never' or 'must', got 'yes'"),
         ("search.direction=up", "search.direction: must be 'maximize' or 'minimize', got 'up'"),
         ("model.transforms=[{a: 3}]", "model.transforms.0._target_: is missing"),

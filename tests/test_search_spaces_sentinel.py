@@ -104,6 +104,17 @@ def test_a_process_that_the_next_trial_uses_again_has_time_until_the_search_ends
     assert recorded(sentinel)[0]["left"] == []
 
 
+@pytest.mark.parametrize("paused", [True, False])
+def test_the_state_of_a_paused_trial_stays_and_that_of_an_ended_one_must_go(cluster, sentinel, monkeypatch, paused):
+    monkeypatch.setattr(module, "GRACE_S", 0.05)
+    folder = sentinel._study.trial(1)
+    folder.mkdir(parents=True)
+    with sentinel.watching():
+        sentinel.holds(1, [held(1)])
+        sentinel.stopped(1, kept=True, paused=paused)
+    assert recorded(sentinel)[0]["left"] == ([] if paused else [f"folder {folder} of the driver"])
+
+
 def test_another_machines_processes_are_known_by_their_actors_alone(cluster, sentinel, process):
     with sentinel.watching():
         sentinel.holds(1, [held(1, node="there", process=process)])

@@ -184,14 +184,17 @@ def test_folders_of_processes_that_were_killed_are_deleted_and_others_stay(tmp_p
 
 @pytest.mark.parametrize("in_store", [True, False])
 def test_what_a_gang_leaves_behind_is_deleted_where_it_lies(tmp_path, bucket, in_store):
-    (tmp_path / "0000" / "train").mkdir(parents=True)
-    (tmp_path / "0000" / "train" / "file").touch()
+    for attempt in (1, 2):
+        (tmp_path / "0000" / f"train-{attempt}").mkdir(parents=True)
+        (tmp_path / "0000" / f"train-{attempt}" / "file").touch()
     remote = RemoteFolder(f"{bucket}/running/0000-a")
-    remote.put("train/file", b"")
+    remote.put("train-1/file", b"")
+    remote.put("train-2/file", b"")
     remote.put(LAST, b"")
-    Scratch.of(tmp_path / "0000", remote.url if in_store else None).clear()
-    assert remote.names() == ([LAST] if in_store else [LAST, "train/file"])
-    assert (tmp_path / "0000" / "train").exists() == in_store
+    Scratch.of(tmp_path / "0000", remote.url if in_store else None, 1).clear()
+    assert remote.names() == [LAST, *([] if in_store else ["train-1/file"]), "train-2/file"]
+    assert (tmp_path / "0000" / "train-1").exists() == in_store
+    assert (tmp_path / "0000" / "train-2").exists()  # a gang that goes on with the trial has begun already
 
 
 def test_a_pickle_in_the_place_of_a_state_is_refused_and_never_executed(tiny_run, tiny_store, tmp_path, bucket):

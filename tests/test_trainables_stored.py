@@ -21,7 +21,9 @@ from search_spaces.ledger import Ledger
 from search_spaces.schedulers import make_policy
 from tests.test_search_spaces_ledger import (
     ASHA,
+    LONGER,
     POPULATION,
+    PROMOTING,
     Snapshots,
     Trainer,
     _nothing_waits_for_the_disk,  # noqa: F401  a fixture for this module, too
@@ -254,8 +256,11 @@ def num_events(objects):
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
-def test_a_search_whose_machine_is_lost_at_any_time_loses_a_batch_and_ends_well(tmp_path, at_a_time):
-    launch = launch_of(*ASHA, "search.num_trials=5", "sampler.num_startup_trials=2")
+@pytest.mark.parametrize(("scheduler", "num_trials", "step"), [(ASHA, 5, 1), ((*PROMOTING, *LONGER), 7, 5)])
+def test_a_search_whose_machine_is_lost_at_any_time_loses_a_batch_and_ends_well(
+    tmp_path, at_a_time, scheduler, num_trials, step
+):
+    launch = launch_of(*scheduler, f"search.num_trials={num_trials}", "sampler.num_startup_trials=2")
     machine = Machine(tmp_path / "unbroken", Objects(), launch, waits=True)  # every event is a batch
     written = []
 
@@ -266,11 +271,13 @@ def test_a_search_whose_machine_is_lost_at_any_time_loses_a_batch_and_ends_well(
     machine.objects.everything["wait"] = count
     machine.search(at_a_time=at_a_time, order=np.random.default_rng(1))
     assert len(machine.objects.before) > 40
-    for step, held in enumerate(machine.objects.before):
+    told = {event["event"] for event in machine.study.read_events()}
+    assert ("trial_promoted" in told) == (scheduler != ASHA)
+    for held, before in list(zip(machine.objects.before, written, strict=True))[::step]:
         other = Machine(tmp_path / "other", Objects(held), launch)
-        assert written[step] - num_events(other.objects) <= 1
+        assert before - num_events(other.objects) <= 1
         other.search(at_a_time=at_a_time, order=np.random.default_rng(2))
-        check(other.study.path, launch, 5)
+        check(other.study.path, launch, num_trials)
         check_store(other)
         assert at_a_time > 1 or outcome(other.study.path) == outcome(machine.study.path)
         shutil.rmtree(other.disk)
@@ -316,8 +323,9 @@ class Killed(Snapshots):
 
 
 @pytest.mark.parametrize("keeps_its_disk", [True, False])
-def test_a_driver_killed_at_any_step_goes_on_with_or_without_its_disk(tmp_path, keeps_its_disk):
-    launch = launch_of(*ASHA, "search.num_trials=4", "sampler.num_startup_trials=2")
+@pytest.mark.parametrize("scheduler", [ASHA, PROMOTING])
+def test_a_driver_killed_at_any_step_goes_on_with_or_without_its_disk(tmp_path, keeps_its_disk, scheduler):
+    launch = launch_of(*scheduler, "search.num_trials=4", "sampler.num_startup_trials=2")
     machine = Machine(tmp_path / "unbroken", Objects(), launch)
     machine.study.path.mkdir(parents=True)
     killed = Killed(machine.study.path, tmp_path / "killed", machine.objects, wanted=range(0, 10_000, 17))

@@ -115,7 +115,7 @@ class Gang:
     def __init__(self, assignment: Assignment, num_workers: int, placement: str, avoid: frozenset[str]) -> None:
         self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         self._error: Exception | None = None
-        self._scratch = Scratch.of(assignment.folder, assignment.remote)
+        self._scratch = Scratch.of(assignment.folder, assignment.remote, assignment.attempt)
         self._scratch.clear()  # Train would go on from what it finds under the same name
         resources = {"CPU": assignment.cpus_per_worker - DRIVERS_ROOM}
         if assignment.num_gpus > 0:

@@ -135,9 +135,10 @@ class Scratch:
     place: str
 
     @classmethod
-    def of(cls, folder: Path, remote: str | None) -> Scratch:
-        """In the trial's folder, or beside its state in the store."""
-        return cls(str(folder / "train") if remote is None else f"{remote}/train")
+    def of(cls, folder: Path, remote: str | None, attempt: int | None) -> Scratch:
+        """In the trial's folder, or beside its state in the store; the gang of a paused attempt may still clear its."""
+        name = f"train-{attempt}"
+        return cls(str(folder / name) if remote is None else f"{remote}/{name}")
 
     def clear(self) -> None:
         """Delete what is there.

@@ -14,14 +14,13 @@ def history(study: Study) -> dict[str, Any]:
 
     Returns:
         trials: number, outcome, value (a stopped one's is the last it reported, after fewer epochs), the running hours
-        at which it ended, the device-hours that all trials had taken by then that ended no later, and the best value of
-        the completed ones so far, by number and by end; default: the default configuration's value; best: the trial's
-        number.
+        at which it ended, the device-hours that all trials had taken by then, and the best value of the completed ones
+        so far, by number and by end; default: the default configuration's value; best: the trial's number.
     """
     ended_at = ends(study)
     by_number = _best_so_far(study, [trial.number for trial in study.trials])
     order = sorted(ended_at, key=lambda number: (ended_at[number], number))
-    by_end, device_hours = _best_so_far(study, order), _device_hours(study, order)
+    by_end, device_hours = _best_so_far(study, order), _device_hours(study) if ended_at else {}
     first = study.trials[0] if study.trials else None
     return {
         "trials": [
@@ -63,11 +62,20 @@ def _best_so_far(study: Study, order: list[int]) -> dict[int, float | None]:
     return found
 
 
-def _device_hours(study: Study, order: list[int]) -> dict[int, float]:
-    seconds = {trial.number: trial.seconds or 0.0 for trial in study.trials}
+def _device_hours(study: Study) -> dict[int, float]:
+    """Trial -> what all trials had taken when it ended, those under way or paused up to their last epoch."""
+    whole = {trial.number: trial.seconds or 0.0 for trial in study.trials}
     workers = int(study.setting("cluster.workers_per_trial", 1) or 1)
+    taken: dict[int, float] = {}
     found, total = {}, 0.0
-    for number in order:
-        total += seconds[number] * workers / 3600
-        found[number] = round(total, 6)
+    for event in study.events:
+        number, before = event.get("trial"), taken.get(event.get("trial", -1), 0.0)
+        if number not in whole or event.get("event") not in ("epoch", "trial_ended"):
+            continue
+        ended = event["event"] == "trial_ended"
+        # a trial's own seconds are also those of epochs that failed
+        taken[number] = whole[number] if ended else before + float(event.get("seconds") or 0.0)
+        total += taken[number] - before
+        if ended:
+            found[number] = round(total * workers / 3600, 6)
     return found

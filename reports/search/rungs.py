@@ -1,4 +1,4 @@
-"""What the scheduler did: where it decided, whom it stopped, against what threshold, and what that saved.
+"""What the scheduler did: where it decided, whom it stopped or promoted, against what threshold, and what that saved.
 
 That a trial was stopped is in the books. The thresholds are not: the events are put through the scheduler's rule again,
 in the order in which they came.
@@ -14,9 +14,12 @@ from typing import Any
 
 from reports.folder import Study, Trial
 from reports.search.history import ends
+from reports.search.timeline import Clock, moment
 
 Results = Iterable[tuple[int, int, float]]
 """(trial, epoch, value) as they came, greater values being better."""
+WAITS = ("trial_paused", "trial_promoted")
+"""Events of a trial at a rung: it begins to wait there, and it goes on."""
 
 
 def scheduling(study: Study) -> dict[str, Any]:
@@ -25,25 +28,28 @@ def scheduling(study: Study) -> dict[str, Any]:
     Returns:
         scheduler: its name; num_epochs of a whole trial; epochs: how many trials finished each epoch, and how many
         ended there (completed, stopped by the scheduler, otherwise); stopped: each stopped trial with its epoch, its
-        value there, what it would have needed (None where that cannot be told) and when; rungs (asha): see `asha`;
-        saved: epochs that stopped trials had left, and about how many device-hours; exploits (pbt): takeovers by epoch.
+        value there, what it would have needed (None where that cannot be told) and when; rungs: see `asha`;
+        promotions (asha_promotion): each paused trial that went on, with its epoch and when; saved: epochs
+        that stopped trials had left, and about how many device-hours; exploits (pbt): takeovers by epoch.
     """
     total = num_epochs(study)
     stopped = [trial for trial in study.trials if was_stopped(trial) and trial.epochs]
     results = list(results_of(study))
-    needed = _needed(study, results)
     name = str(study.setting("scheduler.name", ""))
+    rungs = asha(study, results) if name in ("asha", "asha_promotion") else []
+    needed = _needed(study, results, rungs)
     ended = ends(study)
     found: dict[str, Any] = {
         "scheduler": name,
         "num_epochs": total,
         "epochs": _by_epoch(study),
-        "rungs": asha(study, results) if name == "asha" else [],
+        "rungs": rungs,
         "stopped": [
             _decision(trial, needed.get(trial.number), maximizes=study.maximizes)
             | {"running_hours": ended.get(trial.number)}
             for trial in stopped
         ],
+        "promotions": _promotions(study),
         "saved": _saved(study, stopped, total),
     }
     exploits = Counter(event.get("epoch") for event in study.of_event("exploit"))
@@ -95,14 +101,17 @@ def rungs_of(study: Study) -> list[int]:
 
 
 def asha(study: Study, results: Results) -> list[dict[str, Any]]:
-    """Every rung: its epoch, how many came, passed and were stopped, and each that came with the threshold it met.
+    """Every rung: its epoch, how many came, went on and were stopped, and each that came with the threshold it met.
 
     Of the results at a rung so far, this one included, the best 1 / reduction_factor go on, at least one; the first
-    reduction_factor - 1 meet no threshold (asynchronous successive halving, Li et al. 2020, arXiv:1810.05934).
+    reduction_factor - 1 meet no threshold (asynchronous successive halving, Li et al. 2020, arXiv:1810.05934). With
+    promotion one that does not may still go on later, when others have come that are worse.
     """
     factor = int(study.setting("scheduler.reduction_factor", 0))
     sign = 1.0 if study.maximizes else -1.0
     ended = {trial.number: trial.epochs for trial in study.trials if was_stopped(trial)}
+    places = {kind: {(event.get("trial"), event.get("epoch")) for event in study.of_event(kind)} for kind in WAITS}
+    waits = places["trial_paused"] - places["trial_promoted"]
     rungs = {rung: _Rung() for rung in rungs_of(study)}
     for trial, epoch, value in results:
         if epoch in rungs:
@@ -113,9 +122,23 @@ def asha(study: Study, results: Results) -> list[dict[str, Any]]:
                     "value": sign * value,
                     "threshold": None if threshold is None else sign * threshold,
                     "stopped": ended.get(trial) == epoch,
+                    "went_on": ended.get(trial) != epoch and (trial, epoch) not in waits,
                 }
             )
     return [rung.as_json(epoch) for epoch, rung in rungs.items()]
+
+
+def _promotions(study: Study) -> list[dict[str, Any]]:
+    """Each paused trial that went on, in their order, with the running hours at which it did."""
+    clock = Clock.of(study)
+    return [
+        {
+            "trial": event.get("trial"),
+            "epoch": event.get("epoch"),
+            "running_hours": None if (at := moment(event)) is None else round(clock(at) / 3600, 6),
+        }
+        for event in study.of_event("trial_promoted")
+    ]
 
 
 class _Rung:
@@ -138,6 +161,7 @@ class _Rung:
         return {
             "epoch": epoch,
             "reached": len(self.came),
+            "went_on": sum(entry["went_on"] for entry in self.came),
             "stopped": sum(entry["stopped"] for entry in self.came),
             "undecided": len(self.came) - len(thresholds),
             "first_threshold": thresholds[0] if thresholds else None,
@@ -146,9 +170,11 @@ class _Rung:
         }
 
 
-def _needed(study: Study, results: Results) -> dict[int, tuple[float, float | None]]:
+def _needed(study: Study, results: Results, found_rungs: list[dict[str, Any]]) -> dict[int, tuple[float, float | None]]:
     """Stopped trial -> the value it was judged by and the least that would have gone on, greater being better."""
     name = study.setting("scheduler.name")
+    sign = 1.0 if study.maximizes else -1.0
+    in_the_end = {rung["epoch"]: rung["last_threshold"] for rung in found_rungs}
     last = {trial.number: trial.epochs for trial in study.trials if was_stopped(trial)}
     found: dict[int, tuple[float, float | None]] = {}
     rungs = {rung: _Rung() for rung in rungs_of(study)}
@@ -161,6 +187,8 @@ def _needed(study: Study, results: Results) -> dict[int, tuple[float, float | No
             found[trial] = value, met
             if name == "median":
                 found[trial] = max(seen[trial].values()), _median_of_others(seen, trial, epoch)
+            elif name == "asha_promotion" and in_the_end.get(epoch) is not None:
+                found[trial] = value, sign * in_the_end[epoch]
     return found
 
 

@@ -1,9 +1,9 @@
 """When which trial ran where: stays of trials on their workers, side by side, and how much of the time was used.
 
 Time is the search's running time. A study may be interrupted and go on a week later: the time between two sessions of
-its driver is cut out. A stay begins when a trial is handed out and ends when it ends or is interrupted; in it the trial
-starts, computes epochs, and saves. Nodes are numbered in the order in which they appear, so that a report which is
-passed on names no machine.
+its driver is cut out. A stay begins when a trial is handed out and lasts until it ends, is interrupted or is paused; in
+it the trial starts, computes epochs, and saves. Nodes are numbered in the order in which they appear, so that a report
+which is passed on names no machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reports.folder import Study
 
 BEGINS = ("study_started", "study_resumed")
 HAPPENS = {
-    **{f"trial_{what}": what for what in ("started", "resumed", "interrupted", "ended")},
+    **{f"trial_{what}": what for what in ("started", "resumed", "promoted", "paused", "interrupted", "ended")},
     **{f"confirmation_{what}": what for what in ("started", "resumed", "interrupted", "ended", "epoch")},
     "epoch": "epoch",
     "exploit": "exploit",
@@ -39,7 +39,7 @@ class Stay:
     """Of the confirmation: the index of the seed under which the trial was trained again."""
     end: float = 0.0
     ended_by: str = "running"
-    """ended, interrupted, driver (which stopped or was killed) or running."""
+    """ended, paused, interrupted, driver (which stopped or was killed) or running."""
     cause: str | None = None
     """Of an interruption, e.g. node_lost."""
     nodes: tuple[str, ...] = ()
@@ -180,12 +180,12 @@ def stays_of(study: Study, clock: Clock) -> list[Stay]:
             continue
         last, what = clock(at), HAPPENS[kind]
         key = trial, event.get("index") if kind.startswith("confirmation_") else None
-        if what in ("started", "resumed"):
+        if what in ("started", "resumed", "promoted"):
             open_stays[key] = Stay(trial, last, run=key[1])
             found.append(open_stays[key])
         elif key in open_stays:
             _take_in(open_stays[key], event)
-            if what in ("interrupted", "ended"):
+            if what in ("interrupted", "paused", "ended"):
                 _close([open_stays.pop(key)], last, what)
     _close(open_stays.values(), last, "running")
     return [stay for stay in found if stay.num_epochs or stay.end - stay.begin > MOMENT]

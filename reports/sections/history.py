@@ -25,7 +25,7 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
     if any(row["ended_hours"] is not None for row in rows):
         views.append(_view(rows, found, y, "ended_hours", "hours of running time at its end", "best_by_end", hours))
     if any(row["device_hours"] for row in rows):
-        views.append(_view(rows, found, y, "device_hours", "device-hours of all that had ended", "best_by_end", hours))
+        views.append(_view(rows, found, y, "device_hours", "device-hours of all trials by then", "best_by_end", hours))
     return {
         "history": views,
         "default": found["default"],

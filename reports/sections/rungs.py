@@ -15,6 +15,8 @@ MOST_RUNGS = 6
 """Drawn; more are in the table alone."""
 NAMES = {
     "asha": "Asynchronous successive halving: at each rung the best of those that came so far go on.",
+    "asha_promotion": "Asynchronous successive halving with promotion: at each rung a trial waits, and it goes on once "
+    "it is among the best of all that have come there. Stopped are those that still waited when nothing ran any more.",
     "median": "Median rule: stopped is whose best value lies below the median of the others’ means up to that epoch.",
     "pbt": "Population-based training: nobody is stopped; the worst trials go on from the best ones’ weights.",
 }
@@ -32,6 +34,10 @@ def view(study: Study, metrics: dict[str, Any]) -> dict[str, Any]:
         "survival": _survival(found),
         "rungs": [_rung(rung) for rung in found["rungs"] if rung["came"]][:MOST_RUNGS],
         "by_epoch": _stopped_by_epoch(found),
+        "promotions": [
+            row | {"after": "–" if row["running_hours"] is None else duration(3600 * row["running_hours"])}
+            for row in found["promotions"]
+        ],
     }
 
 
@@ -82,8 +88,8 @@ def _rung(rung: dict[str, Any]) -> dict[str, Any]:
     return {
         "epoch": rung["epoch"],
         "plane": plane,
-        "passed": plane.dots((at, entry["value"]) for at, entry in came if not entry["stopped"]),
-        "stopped": plane.dots((at, entry["value"]) for at, entry in came if entry["stopped"]),
+        "passed": plane.dots((at, entry["value"]) for at, entry in came if entry["went_on"]),
+        "stopped": plane.dots((at, entry["value"]) for at, entry in came if not entry["went_on"]),
         "default": plane.dots((at, entry["value"]) for at, entry in came if entry["trial"] == 0),
         "threshold": plane.steps((at, entry["threshold"]) for at, entry in came if entry["threshold"] is not None),
     }

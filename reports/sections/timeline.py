@@ -61,5 +61,6 @@ def _stay(stay: dict[str, Any], kinds: dict[int, str], axis: Axis, unit: float) 
         "end": axis.percent(end),
         "interrupted": why is not None,
         "said": f"trial {stay['trial']}{again}, {duration(3600 * (stay['end'] - stay['begin']))}"
-        + (f", interrupted: {why}" if why else ""),
+        + (f", interrupted: {why}" if why else "")
+        + (", then paused" if stay["ended_by"] == "paused" else ""),
     }
