@@ -36,6 +36,7 @@ from search_spaces.distributions import parse, run_with
 from search_spaces.estimate import cost_of
 from search_spaces.node_facts import NodeFacts, Request, answer_to, facts_of_this_node, listed, timed_on_this_node
 from search_spaces.preflight_checks import Check, Node, Result
+from search_spaces.reuse import max_bytes, num_pretrainings
 from search_spaces.schema import Launch, dotted
 from search_spaces.tuning import concurrency
 from trainables.classify import pooled
@@ -435,12 +436,15 @@ def needed_bytes(launch: Launch, nodes: Sequence[Node]) -> float:
     """About what the search keeps in the study's folder at once: states of running trials, and the best models.
 
     A state holds the weights, the optimiser's two moments and the best weights so far, and is written beside the one
-    that it replaces.
+    that it replaces. A pre-training that trials share keeps one more.
     """
     model = launch.task.folds * max(map(model_bytes, default_runs(launch)))
     # a population takes turns, and each of its trials keeps its state while another runs
     states = launch.search.num_trials if launch.scheduler.name == "pbt" else _at_a_time(launch.cluster, nodes)
-    return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1)
+    shared = 0.0
+    if (limit := max_bytes(launch)) is not None:
+        shared = min(limit, model * ADAMW_STATE * num_pretrainings(parse(launch.space)))
+    return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1) + shared
 
 
 def default_runs(launch: Launch) -> list[Run]:

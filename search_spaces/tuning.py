@@ -226,7 +226,7 @@ def unflattened(result: dict[str, Any]) -> dict[str, Any]:
     """What the books take of a result, as Tune passes it on: it flattens `metrics` to `metrics/val/auroc`."""
     keys = ("epoch", "stage", "seconds", "value", "best_epoch", "finished", "reason", "holds")
     metrics = {key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")}
-    return {**{key: result[key] for key in keys}, "metrics": metrics}
+    return {**{key: result[key] for key in keys}, "reused": result.get("reused"), "metrics": metrics}
 
 
 class StudyStopper(Stopper):
@@ -369,6 +369,7 @@ def run_trials(
     scheduler: Scheduler,
     trainable: type[tune.Trainable] | None = None,
     to_end: Callable[[], bool] = lambda: False,
+    max_pretrained_bytes: float | None = None,
 ) -> None:
     """Run trials on the connected Ray cluster until the ledger has enough, a budget is used up, or the user stops it.
 
@@ -382,6 +383,7 @@ def run_trials(
         scheduler: the study's; the ledger holds its policy.
         trainable: what runs a trial; by default one process, or a gang where `workers_per_trial` is above 1.
         to_end: asked between two steps whether the search is to end now.
+        max_pretrained_bytes: of the pre-trainings that trials share (trainables.pretrained); None if they share none.
 
     Raises:
         StudyError: if the cluster can never hold a trial.
@@ -404,6 +406,8 @@ def run_trials(
             attempt=trial.attempt,
             sharding=cluster.sharding,
             remote=ledger.states.remote_of(trial.key),
+            pretrained=None if max_pretrained_bytes is None else ledger.folder.pretrained,
+            max_pretrained_bytes=max_pretrained_bytes or 0.0,
         )
         gang = {"num_workers": cluster.workers_per_trial, "placement": cluster.placement}
         return {**assignment.to_config(), **gang, "avoid_nodes": sorted(places.avoided)}

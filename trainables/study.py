@@ -65,6 +65,11 @@ class StudyFolder:
         return self.path / "encoder"
 
     @property
+    def pretrained(self) -> Path:
+        """The pre-trainings that joint trials share; whatever is deleted there is computed again when it is needed."""
+        return self.path / "pretrained"
+
+    @property
     def code(self) -> Path:
         """What the code had beside its commit when the study was started or resumed."""
         return self.path / "code"
