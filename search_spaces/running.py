@@ -43,6 +43,12 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
         ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
         configure(launch.debug, terminal, ledger.folder.log),  # again after Ray, which sets its own level
     ):
+        cluster = launch.cluster
+        if cluster.packing == "measured":
+            from search_spaces.packing import packed
+
+            cluster, said = packed(launch, store.path)
+            terminal.print(said, markup=False)
         for books in (ledger, confirmation):
             if books.is_over or to_end():
                 continue
@@ -54,7 +60,7 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
 
                 run_trials(
                     books,
-                    launch.cluster,
+                    cluster,
                     store=store.path,
                     metric=launch.search.metric,
                     maximize=launch.search.direction == "maximize",

@@ -269,19 +269,29 @@ def concurrency(cluster: Cluster, nodes: Sequence[Mapping[str, float]], num_gpus
         room = [node.get("CPU", 0.0) / cluster.cpus_per_worker]
         if num_gpus > 0:
             room.append(node.get("GPU", 0.0) / num_gpus)
+        if cluster.memory_gb_per_worker is not None:
+            room.append(node.get("memory", 0.0) / (1e9 * cluster.memory_gb_per_worker))
         return math.floor(min(room) + 1e-9)
 
     workers = cluster.workers_per_trial
     fitting = gangs_on([workers_on(node) for node in nodes], workers, cluster.placement)
     if fitting < 1:
         demand = f"{cluster.cpus_per_worker} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
-        has = "; ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
+        memory = cluster.memory_gb_per_worker
+        demand += "" if memory is None else f" and {memory:.3g} GB"
+        has = "; ".join(
+            f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU"
+            + ("" if memory is None else f" and {node.get('memory', 0) / 1e9:.3g} GB")
+            for node in nodes
+        )
         where = {"strict_pack": "all on one node", "strict_spread": "each on a node of its own"}
         strict = cluster.placement in where
         raise StudyError(
             f"a trial needs {workers} x ({demand}), {where.get(cluster.placement, 'each on one node')}, and the "
             f"cluster's nodes have {has}: lower cluster.workers_per_trial, cluster.cpus_per_worker or "
-            "cluster.gpus_per_worker" + (f", or type cluster.placement={cluster.placement[7:]}" if strict else "")
+            "cluster.gpus_per_worker"
+            + ("" if memory is None else ", or what makes the model and its batches large")
+            + (f", or type cluster.placement={cluster.placement[7:]}" if strict else "")
         )
     return fitting if cluster.max_concurrent_trials == "auto" else min(fitting, cluster.max_concurrent_trials)
 

@@ -295,6 +295,8 @@ def resources_of(
     bundle = {"CPU": float(cluster.cpus_per_worker)}
     if num_gpus > 0:
         bundle["GPU"] = num_gpus
+    if cluster.memory_gb_per_worker is not None:
+        bundle["memory"] = cluster.memory_gb_per_worker * 1e9
     if cluster.workers_per_trial > 1:
         bundle = {"CPU": 0.001}
     if not avoid:
