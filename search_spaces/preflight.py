@@ -36,7 +36,7 @@ from search_spaces.distributions import parse, run_with
 from search_spaces.estimate import cost_of
 from search_spaces.node_facts import NodeFacts, Request, answer_to, facts_of_this_node, listed, timed_on_this_node
 from search_spaces.preflight_checks import Check, Node, Result
-from search_spaces.reuse import max_bytes, num_pretrainings
+from search_spaces.reuse import num_pretrainings, shared_by
 from search_spaces.schema import Launch, dotted
 from search_spaces.tuning import concurrency
 from trainables.classify import pooled
@@ -441,10 +441,10 @@ def needed_bytes(launch: Launch, nodes: Sequence[Node]) -> float:
     model = launch.task.folds * max(map(model_bytes, default_runs(launch)))
     # a population takes turns, and each of its trials keeps its state while another runs
     states = launch.search.num_trials if launch.scheduler.name == "pbt" else _at_a_time(launch.cluster, nodes)
-    shared = 0.0
-    if (limit := max_bytes(launch)) is not None:
-        shared = min(limit, model * ADAMW_STATE * num_pretrainings(parse(launch.space)))
-    return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1) + shared
+    shared, kept = shared_by(launch), 0.0
+    if shared.pretraining:
+        kept = min(shared.max_bytes, model * ADAMW_STATE * num_pretrainings(parse(launch.space)))
+    return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1) + kept
 
 
 def default_runs(launch: Launch) -> list[Run]:

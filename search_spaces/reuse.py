@@ -11,14 +11,20 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from search_spaces.distributions import Leaf, Space, extremes, parse
 from search_spaces.schema import Launch
+from search_spaces.tuning import Shared
 
 OF_FINE_TUNING = "task.finetune."
 """Searched keys that begin so change nothing of a pre-training."""
 
 
-def max_bytes(launch: Launch) -> float | None:
-    """Of the pre-trainings that trials share; None where they share none."""
-    return launch.search.reuse.max_gb * 1e9 if why_not(launch) is None else None
+def shared_by(launch: Launch, *, confirming: bool = False) -> Shared:
+    """What the trials of a search share, or the runs of its confirmation, which have seeds of their own."""
+    reuse = launch.search.reuse
+    return Shared(
+        pretraining=why_not(launch) is None and not confirming,
+        embeddings=reuse.embeddings and launch.storage is None,
+        max_bytes=reuse.max_gb * 1e9,
+    )
 
 
 def why_not(launch: Launch) -> str | None:

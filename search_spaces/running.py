@@ -26,7 +26,7 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
     from search_spaces.logs import configure
     from search_spaces.preflight import ready_cluster
     from search_spaces.quiet import quiet
-    from search_spaces.reuse import max_bytes, said_of_pretrainings
+    from search_spaces.reuse import said_of_pretrainings, shared_by
     from search_spaces.stopping import ending_on_sigterm
     from search_spaces.tracking import make_tracker
     from search_spaces.tuning import run_trials
@@ -67,8 +67,7 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
                     on_change=show_change,
                     scheduler=launch.scheduler,
                     to_end=to_end,
-                    # a confirmation's runs have seeds of their own: no two pre-trainings are equal
-                    max_pretrained_bytes=max_bytes(launch) if books is ledger else None,
+                    shared=shared_by(launch, confirming=books is confirmation),
                 )
     return to_end()
 

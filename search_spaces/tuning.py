@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
 """How old what is known of the cluster's nodes may be."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of a study compute once for all of them, in folders of the study's.
+
+    Attributes:
+        pretraining: whether that is pre-trainings with equal settings (trainables.pretrained).
+        embeddings: whether that is what a frozen encoder gives (trainables.frozen).
+        max_bytes: of what is kept, each.
+    """
+
+    pretraining: bool
+    embeddings: bool
+    max_bytes: float
+
+
+NOTHING_SHARED = Shared(pretraining=False, embeddings=False, max_bytes=0.0)
 
 
 class Trouble:
@@ -379,7 +398,7 @@ def run_trials(
     scheduler: Scheduler,
     trainable: type[tune.Trainable] | None = None,
     to_end: Callable[[], bool] = lambda: False,
-    max_pretrained_bytes: float | None = None,
+    shared: Shared = NOTHING_SHARED,
 ) -> None:
     """Run trials on the connected Ray cluster until the ledger has enough, a budget is used up, or the user stops it.
 
@@ -393,7 +412,7 @@ def run_trials(
         scheduler: the study's; the ledger holds its policy.
         trainable: what runs a trial; by default one process, or a gang where `workers_per_trial` is above 1.
         to_end: asked between two steps whether the search is to end now.
-        max_pretrained_bytes: of the pre-trainings that trials share (trainables.pretrained); None if they share none.
+        shared: what trials compute once for all of them.
 
     Raises:
         StudyError: if the cluster can never hold a trial.
@@ -416,8 +435,9 @@ def run_trials(
             attempt=trial.attempt,
             sharding=cluster.sharding,
             remote=ledger.states.remote_of(trial.key),
-            pretrained=None if max_pretrained_bytes is None else ledger.folder.pretrained,
-            max_pretrained_bytes=max_pretrained_bytes or 0.0,
+            pretrained=ledger.folder.pretrained if shared.pretraining else None,
+            embeddings=ledger.folder.embeddings if shared.embeddings else None,
+            max_kept_bytes=shared.max_bytes,
         )
         gang = {"num_workers": cluster.workers_per_trial, "placement": cluster.placement}
         return {**assignment.to_config(), **gang, "avoid_nodes": sorted(places.avoided)}

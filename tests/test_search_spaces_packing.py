@@ -123,7 +123,7 @@ def test_a_rate_changes_nothing_of_what_a_step_takes_and_a_batch_does():
 
 @pytest.mark.cluster
 def test_a_packed_search_measures_first_and_sets_the_memory_aside(tmp_path):
-    tiny = ["data.reader.num_patients=100", "data.leads=[II,V2]", "data.window_s=1.2", "task.pretrain.num_epochs=1"]
+    tiny = ["data.reader.num_patients=100", "data.leads=[II,V2]", "data.window_s=3.0", "task.pretrain.num_epochs=1"]
     typed = ["search=stmem_ptbxl", "scale=laptop", "data=synthetic", *tiny, "task.finetune.num_epochs=1"]
     budget = ["search.num_trials=2", "scheduler=fifo", "cluster.packing=measured", "cluster.num_cpus=2"]
     patients = ["data.max_train_patients=null", "data.max_valid_patients=null", "evaluate.num_resamples=20"]

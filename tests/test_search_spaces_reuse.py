@@ -7,8 +7,9 @@ import pytest
 
 from search_spaces.compose import compose_choices
 from search_spaces.distributions import parse
-from search_spaces.reuse import max_bytes, num_pretrainings, num_values, said_of_pretrainings, why_not
+from search_spaces.reuse import num_pretrainings, num_values, said_of_pretrainings, shared_by, why_not
 from search_spaces.schema import checked
+from search_spaces.tuning import Shared
 
 FINETUNE = {"task": {"finetune": {"lr": {"log_uniform": [1e-4, 1e-2]}}}}
 
@@ -80,7 +81,8 @@ STEPS = (
 
 def test_choices_on_steps_let_trials_share_and_the_limit_is_the_configurations():
     launch = launched("search=stmem_ptbxl", *STEPS, "search.reuse.max_gb=3")
-    assert max_bytes(launch) == 3e9
+    assert shared_by(launch) == Shared(pretraining=True, embeddings=True, max_bytes=3e9)
+    assert not shared_by(launch, confirming=True).pretraining
     assert (
         said_of_pretrainings(launch) == "reuse: 10 different pre-trainings; trials with equal ones share their epochs"
     )
@@ -99,13 +101,13 @@ def test_where_trials_share_nothing_the_reason_is_said(typed, reason):
     launch = launched(*typed)
     assert reason in why_not(launch)
     assert reason in said_of_pretrainings(launch)
-    assert max_bytes(launch) is None
+    assert not shared_by(launch).pretraining
 
 
 def test_of_trials_without_a_pretraining_nothing_is_said():
     launch = launched("search=stmem_ptbxl_finetune", "task.encoder=somewhere")
     assert said_of_pretrainings(launch) is None
-    assert max_bytes(launch) is None
+    assert not shared_by(launch).pretraining
 
 
 def test_a_search_whose_pretraining_is_fixed_shares_it_among_all_trials():

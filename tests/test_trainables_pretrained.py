@@ -34,7 +34,7 @@ def assigned(tiny_store, tmp_path):
             num_gpus=0.0,
             cpus_per_worker=1,
             pretrained=tmp_path / "pretrained" if shares else None,
-            max_pretrained_bytes=max_bytes,
+            max_kept_bytes=max_bytes,
         )
 
     return assigned
@@ -144,7 +144,7 @@ def test_other_rows_and_other_code_make_another_pretraining(tiny_run, tiny_recor
     here, split = digest_of(tiny_run, tiny_recordings), tiny_recordings.split
     fewer = replace(tiny_recordings, split=replace(split, train=split.train[:-1]))
     assert digest_of(tiny_run, fewer) != here
-    monkeypatch.setattr(pretrained, "_code", lambda: "another")
+    monkeypatch.setattr(pretrained, "code_of_this_process", lambda: "another")
     assert digest_of(tiny_run, tiny_recordings) != here
 
 

@@ -12,14 +12,13 @@ what each epoch has reported, which a trial that takes it over reports again wit
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import torch
 
 from trainables.files import StorageError, copy_atomically, read_metadata, writing_to
 from trainables.recordings import Recordings, subsample_seed
+from trainables.room import make_room, used
 from trainables.settings import Run
 from trainables.source import source_digest
 from trainables.state import LAST, read_place
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Of what is kept; another one is never taken over."""
 CODE = ("data", "models", "trainables")
-"""The packages that a pre-training's numbers depend on."""
+"""The packages that a training's numbers depend on."""
 PLACES = {"name", "root", "store_dir", "download", "max_unreadable_share"}
 """Keys of `data` that say where the recordings are; the store's hash says what they are."""
 TRIES = 3
@@ -55,8 +55,7 @@ def digest_of(run: Run, recordings: Recordings) -> str:
     rows = [(split.pretrain, split.train, split.valid) for split in recordings.splits]
     made_of = {
         "format": FORMAT,
-        "code": _code(),
-        "versions": [torch.__version__, np.__version__],
+        "code": code_of_this_process(),
         "seed": run.seed,
         "subsample_seed": subsample_seed(run.data, run.seed),
         "model": run.model.model_dump(mode="json", by_alias=True),
@@ -69,8 +68,9 @@ def digest_of(run: Run, recordings: Recordings) -> str:
 
 
 @functools.cache  # what a process asks first it has just imported; files that change later it does not run
-def _code() -> str:
-    return source_digest(CODE)
+def code_of_this_process() -> tuple[str, ...]:
+    """What the numbers of a training depend on beside its settings: our source, and those who compute for it."""
+    return source_digest(CODE), torch.__version__, np.__version__
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Shelf:
                 if kept["epoch"] > own:
                     with writing_to(target / LAST):
                         aside.replace(target / LAST)
-                    self._used()
+                    used(self.path)
                 history: list[dict[str, Any]] = kept["history"][own:]
                 return history
         finally:
@@ -147,33 +147,15 @@ class Shelf:
             for _ in range(TRIES):
                 if kept.exists() or _link(state, kept):
                     break
-            self._used()
+            used(self.path)
         for other in self._states():
             if other.name < kept.name:
                 other.unlink(missing_ok=True)
-        self._make_room()
+        make_room(self.folder, self.max_bytes)
 
     def _states(self) -> list[Path]:
         """The kept states, the furthest first; there are two only while one replaces the other."""
         return sorted(self.path.glob("epoch-*.safetensors"), reverse=True)
-
-    def _used(self) -> None:
-        """Take note that this pre-training was used now."""
-        with contextlib.suppress(FileNotFoundError):  # another trial has made room
-            os.utime(self.path)
-
-    def _make_room(self) -> None:
-        """Delete what was not used for longest, while there is more than may be kept."""
-        sizes = {folder: _size(folder) for folder in self.folder.iterdir() if folder.is_dir()}
-        total = sum(sizes.values())
-        for folder in sorted(sizes, key=_last_used):
-            if total <= self.max_bytes:
-                return
-            total -= sizes[folder]
-            for state in folder.glob("*"):
-                state.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another trial is putting something there
-                folder.rmdir()
 
 
 def shelf_of(run: Run, recordings: Recordings, folder: Path, max_bytes: float) -> Shelf | None:
@@ -223,19 +205,3 @@ def _link(source: Path, target: Path) -> bool:
         finally:
             partial.unlink(missing_ok=True)  # where both were names of one file already, the rename has done nothing
     return True
-
-
-def _size(folder: Path) -> int:
-    return sum(size for state in folder.glob("*") for size in _sizes(state))
-
-
-def _sizes(state: Path) -> Iterator[int]:
-    with contextlib.suppress(FileNotFoundError):
-        yield state.stat().st_size
-
-
-def _last_used(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

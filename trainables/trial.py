@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,7 +19,7 @@ from trainables.folds import new_state, train_unit
 from trainables.node_folder import StateFolder, folder_held, state_folder
 from trainables.nodes import draining_nodes, holding
 from trainables.pretrained import Shelf, shelf_of
-from trainables.recordings import Recordings, open_recordings
+from trainables.recordings import KeptEmbeddings, Recordings, open_recordings
 from trainables.settings import Cluster, Run
 from trainables.state import LAST, SavedState, TrainState
 from trainables.workers import Workers
@@ -46,7 +46,8 @@ class Assignment:
             writes to `folder`, may save: a process that the cluster has given up may still be computing.
         remote: URL of the trial's folder in an object store, where no folder is shared; `folder` is then not used.
         pretrained: where the study's trials share their pre-trainings (trainables.pretrained); None where they do not.
-        max_pretrained_bytes: of what is kept there.
+        embeddings: where they share what a frozen encoder gives (trainables.frozen); None where they do not.
+        max_kept_bytes: of what is kept there, each.
     """
 
     number: int
@@ -61,7 +62,8 @@ class Assignment:
     attempt: int | None = None
     remote: str | None = None
     pretrained: Path | None = None
-    max_pretrained_bytes: float = 0.0
+    embeddings: Path | None = None
+    max_kept_bytes: float = 0.0
 
     def to_config(self) -> dict[str, Any]:
         """As Tune's configuration of the trial."""
@@ -78,7 +80,8 @@ class Assignment:
             "sharding": self.sharding,
             "remote": self.remote,
             "pretrained": None if self.pretrained is None else str(self.pretrained),
-            "max_pretrained_bytes": self.max_pretrained_bytes,
+            "embeddings": None if self.embeddings is None else str(self.embeddings),
+            "max_kept_bytes": self.max_kept_bytes,
         }
 
     @classmethod
@@ -97,7 +100,8 @@ class Assignment:
             sharding=config["sharding"],
             remote=config["remote"],
             pretrained=None if config["pretrained"] is None else Path(config["pretrained"]),
-            max_pretrained_bytes=config["max_pretrained_bytes"],
+            embeddings=None if config["embeddings"] is None else Path(config["embeddings"]),
+            max_kept_bytes=config["max_kept_bytes"],
         )
 
 
@@ -123,6 +127,9 @@ def _epochs_in(folder: StateFolder, assignment: Assignment, run: Run, workers: W
     started = time.monotonic()
     try:
         recordings = open_recordings(run, assignment.store)
+        if assignment.embeddings is not None and run.task.encoder is not None:
+            kept = KeptEmbeddings(assignment.embeddings, assignment.max_kept_bytes)
+            recordings = replace(recordings, embeddings=kept)
         shelf = _shelf(assignment, run, recordings)
         if shelf is not None:
             for epoch in _taken_over(shelf, folder, assignment, workers):
@@ -152,7 +159,7 @@ def _shelf(assignment: Assignment, run: Run, recordings: Recordings) -> Shelf | 
     """Where the trial shares its pre-training with others; None where it does not."""
     if assignment.pretrained is None:
         return None
-    return shelf_of(run, recordings, assignment.pretrained, assignment.max_pretrained_bytes)
+    return shelf_of(run, recordings, assignment.pretrained, assignment.max_kept_bytes)
 
 
 def _taken_over(shelf: Shelf, folder: StateFolder, assignment: Assignment, workers: Workers) -> list[dict[str, Any]]:
