@@ -56,9 +56,7 @@ def results_of(run, store, folder, shared):
     return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
 
 
-@pytest.mark.parametrize(
-    "typed", [("task.finetune.mode=linprobe",), ("task.folds=2", "task.finetune.mode=linprobe"), ()]
-)
+@pytest.mark.parametrize("typed", [(LINPROBE,), (LINPROBE, "task.folds=2", "data.name=another"), ()])
 def test_trials_share_what_a_frozen_encoder_gives_and_report_what_they_would_alone(
     started, tiny_store, tmp_path, computing, typed
 ):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainables.folds import new_state, train_unit
-from trainables.peak import STEPS, _peak, _peak_from_now, bytes_of_recordings, few_of, go_through, measure, shortened
+from trainables.peak import STEPS, bytes_of_recordings, few_of, go_through, measure, peak, peak_from_now, shortened
 from trainables.pretrain import fresh_encoder
 from trainables.recordings import open_recordings
 from trainables.workers import Workers
@@ -28,10 +28,10 @@ def grown(run, store):
     """Bytes by which the peak of a process grows that trains the whole run."""
     torch.set_num_threads(1)
     recordings = open_recordings(run, store)
-    before = _peak_from_now()
+    before = peak_from_now()
     for _ in train_unit(run, new_state(run, "val/auroc", maximize=True), recordings, Workers()):
         pass
-    return _peak() - before
+    return peak() - before
 
 
 def test_a_whole_run_takes_no_more_than_was_measured_on_a_piece_and_a_larger_model_takes_more(compose_run, tiny_store):
@@ -44,11 +44,11 @@ def test_a_whole_run_takes_no_more_than_was_measured_on_a_piece_and_a_larger_mod
 
 
 def test_the_peak_begins_anew():
-    first = _peak_from_now()
+    first = peak_from_now()
     filled = np.ones(20_000_000)
-    assert _peak() - first > 140e6
+    assert peak() - first > 140e6
     del filled
-    assert _peak_from_now() < _peak() + 10e6 < first + 100e6
+    assert peak_from_now() < peak() + 10e6 < first + 100e6
 
 
 @pytest.mark.parametrize("typed", [(), ("task.folds=2",), ("task.pretrain.accumulation_steps=5",)])

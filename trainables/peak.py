@@ -66,10 +66,10 @@ def measure(run: Run, store: Path, *, num_gpus: float, num_threads: int) -> Need
     torch.set_num_threads(num_threads)
     workers = Workers.of_this_process(num_gpus=num_gpus)
     recordings = open_recordings(run, store)
-    own, before = psutil.Process().memory_full_info().uss, _peak_from_now()
+    own, before = psutil.Process().memory_full_info().uss, peak_from_now()
     go_through(run, recordings, workers)
     of_all = bytes_of_recordings(fresh_encoder(run), recordings)
-    memory = own + max(0, _peak() - before) + of_all
+    memory = own + max(0, peak() - before) + of_all
     if workers.device.type != "cuda":
         return Need(memory)
     free, total = torch.cuda.mem_get_info(workers.device)
@@ -147,15 +147,15 @@ def bytes_of_recordings(encoder: Encoder, recordings: Recordings) -> int:
     return encoder.width * (largest("train") * PROBED_BYTES + largest("valid") * KEPT_BYTES)
 
 
-def _peak_from_now() -> int:
+def peak_from_now() -> int:
     """Let the peak of this process begin anew; bytes that it holds now."""
     with contextlib.suppress(OSError):  # not on Linux, or it is not allowed: the peak is then that of its whole life
         Path("/proc/self/clear_refs").write_text("5")
     return int(psutil.Process().memory_info().rss)
 
 
-def _peak() -> int:
-    """Bytes that this process has held at most since `_peak_from_now`."""
+def peak() -> int:
+    """Bytes that this process has held at most since `peak_from_now`."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -28,7 +28,7 @@ import torch
 
 from trainables.files import StorageError, copy_atomically, read_metadata, writing_to
 from trainables.recordings import Recordings, subsample_seed
-from trainables.room import make_room, used
+from trainables.room import files_of, make_room, used
 from trainables.settings import Run
 from trainables.source import source_digest
 from trainables.state import LAST, read_place
@@ -155,7 +155,7 @@ class Shelf:
 
     def _states(self) -> list[Path]:
         """The kept states, the furthest first; there are two only while one replaces the other."""
-        return sorted(self.path.glob("epoch-*.safetensors"), reverse=True)
+        return files_of(self.path)[::-1]
 
 
 def shelf_of(run: Run, recordings: Recordings, folder: Path, max_bytes: float) -> Shelf | None:

@@ -18,6 +18,14 @@ def used(entry: Path) -> None:
         os.utime(entry)
 
 
+def files_of(entry: Path) -> list[Path]:
+    """The files of an entry by name, those that are being written left out; none where it is gone."""
+    try:
+        return sorted(entry / name for name in os.listdir(entry) if not name.startswith("."))
+    except FileNotFoundError:  # also where another process deletes it now, which Path.glob does not take
+        return []
+
+
 def make_room(folder: Path, max_bytes: float) -> None:
     """Delete entries, those that were not used for longest first, until no more than `max_bytes` are kept."""
     sizes = {entry: _size(entry) for entry in folder.iterdir() if entry.is_dir()}
@@ -26,14 +34,14 @@ def make_room(folder: Path, max_bytes: float) -> None:
         if total <= max_bytes:
             return
         total -= sizes[entry]
-        for file in entry.glob("*"):
+        for file in files_of(entry):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another process is putting something there
             entry.rmdir()
 
 
 def _size(entry: Path) -> int:
-    return sum(size for file in entry.glob("*") for size in _sizes(file))
+    return sum(size for file in files_of(entry) for size in _sizes(file))
 
 
 def _sizes(file: Path) -> Iterator[int]:
