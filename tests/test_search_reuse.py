@@ -46,6 +46,15 @@ def searched(folder, *typed):
     return ended.stdout, [event for event in events if event["event"] == "epoch"]
 
 
+def test_gangs_share_pretrainings_too(tmp_path):
+    gang = ("cluster.workers_per_trial=2", "cluster.num_cpus=2", "search.num_trials=2", "space.model.mask_ratio=null")
+    shown, epochs = searched(tmp_path / "gangs", *gang)
+    assert "reuse: all trials share one pre-training" in shown
+    told = {(event["trial"], event["epoch"]): event for event in epochs}
+    assert [told[1, epoch].get("reused") for epoch in (1, 2, 3, 4)] == [True, True, None, None]
+    assert all(told[1, epoch]["metrics"] == told[0, epoch]["metrics"] for epoch in (1, 2))
+
+
 def test_trials_that_share_pretrainings_report_what_they_would_have_computed(tmp_path):
     shown, sharing = searched(tmp_path / "sharing")
     alone_shown, alone = searched(tmp_path / "alone", "search.reuse.pretraining=false")

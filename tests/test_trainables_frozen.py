@@ -97,6 +97,15 @@ def test_other_weights_rows_crops_or_preprocessing_are_other_embeddings(compose_
     assert digest_of(compose_run("task.finetune.lr=0.1"), encoder, tiny_recordings, rows, 1, device) == digests[0]
 
 
+def test_an_encoder_with_batch_norm_is_told_by_its_counters_too(compose_run, tiny_recordings):
+    run = compose_run("model=simclr", "encoder=resnet1d")
+    encoder, rows, device = fresh_encoder(run), tiny_recordings.split.train, torch.device("cpu")
+    before = digest_of(run, encoder, tiny_recordings, rows, 1, device)
+    counters = [buffer for name, buffer in encoder.named_buffers() if name.endswith("num_batches_tracked")]
+    counters[0].add_(1)
+    assert digest_of(run, encoder, tiny_recordings, rows, 1, device) != before
+
+
 def test_a_damaged_file_is_computed_again(tiny_run, tiny_recordings, tmp_path, computing):
     encoder, rows = fresh_encoder(tiny_run), tiny_recordings.split.valid
     sharing = replace(tiny_recordings, embeddings=KeptEmbeddings(tmp_path, LARGE))

@@ -84,7 +84,8 @@ def digest_of(
     weights = hashlib.blake2b()
     for name, tensor in sorted(encoder.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # as bytes, since NumPy knows no bfloat16; a number alone, as batch norm's counter, has no bytes to view
+        weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     made_of = {
         "code": code_of_this_process(),
         "weights": weights.hexdigest(),
