@@ -249,6 +249,7 @@ def finish(
     from reports.evaluate import evaluate_study, probe_untrained
     from reports.index import refresh
     from reports.report import build
+    from reports.search.operation import reuse_of, said_of_reuse
     from search_spaces.no_choice import why_closed
     from trainables.workers import Workers
 
@@ -276,6 +277,8 @@ def finish(
     settings = launch.evaluate.model_dump()
     page = build(study.path, num_resamples=launch.evaluate.num_resamples, seed=launch.seed, evaluate=settings)
     refresh(study.path.parent)
+    if (found := reuse_of(list(study.read_events()))) is not None:
+        console.print(f"reuse: {said_of_reuse(found)}", markup=False)
     console.print(f"best: {said_of_best(ledger, confirmation)}", markup=False)
     console.print(f"test fold opened {opened} times now", markup=False)
     console.print(f"report: {page}", markup=False)
@@ -402,6 +405,7 @@ def show(launch: Launch, console: Console) -> int:
     """Print what would run: the configuration, the space, trial 0, and what it may cost."""
     from search_spaces.display import duration
     from search_spaces.estimate import estimate
+    from search_spaces.reuse import said_of_pretrainings
 
     space = checked_space(launch)
     lint_search(launch, space)
@@ -416,6 +420,8 @@ def show(launch: Launch, console: Console) -> int:
         console.print(f"  {key}: {value}", markup=False)
     if others:
         console.print(f"trials 1 to {len(others)}: the defaults of the other {' and '.join(launch.options)} options")
+    if (said := said_of_pretrainings(launch)) is not None:
+        console.print(said, markup=False)
     cost = estimate(launch)
     if cost is None:
         console.print("estimate: none before the recordings can be read (data.root)", markup=False)

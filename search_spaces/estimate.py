@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.labels import read_labels
 from data.record import DataError
@@ -131,12 +131,41 @@ def _training_records(launch: Launch) -> tuple[int, int] | None:
     return round(len(train) * share), round(float(labelled) * share)
 
 
+@dataclass(frozen=True)
+class StageSteps:
+    """What the steps of a stage compute.
+
+    Attributes:
+        stage: its settings.
+        model: that is trained.
+        num_views: of each record.
+        loss_of: the loss of a batch of so many made-up records, from their signals.
+        num_epochs: in which every record goes through the whole model.
+        labelled: whether it trains on labelled records alone.
+    """
+
+    stage: Stage
+    model: nn.Module
+    num_views: int
+    loss_of: Callable[[int], Loss]
+    num_epochs: int
+    labelled: bool
+
+
 def _stages(
     run: Run, num_records: int, num_labelled: int, device: torch.device, budget_s: float | None
 ) -> Iterator[float]:
     """Seconds of each stage; the probe and the validation are within the error of this estimate."""
+    for steps in steps_of(run, device):
+        number = num_labelled if steps.labelled else num_records
+        yield steps.num_epochs * _seconds(
+            run, steps.stage, number, device, steps.loss_of, budget_s, num_views=steps.num_views
+        )
+
+
+def steps_of(run: Run, device: torch.device) -> Iterator[StageSteps]:
+    """What each stage of a run computes in its steps."""
     if run.task.stages != "finetune":
-        first = run.task.pretrain
         pretext = build_pretext(run).to(device)
 
         def pretext_loss(batch_size: int) -> Loss:
@@ -145,9 +174,8 @@ def _stages(
             known = {name: fact.to(device) for name, fact in _made_up_facts(pretext, batch_size).items()}
             return lambda signal: pretext(signal, given, **known)
 
-        yield first.num_epochs * _seconds(
-            run, first, num_records, device, pretext_loss, budget_s, num_views=pretext.num_views
-        )
+        first = run.task.pretrain
+        yield StageSteps(first, pretext, pretext.num_views, pretext_loss, first.num_epochs, labelled=False)
     if run.task.stages != "pretrain":
         second = run.task.finetune
         encoder = pooled(fresh_encoder(run), run)
@@ -159,7 +187,7 @@ def _stages(
         def class_loss(batch_size: int) -> Loss:
             return lambda signal: classifier(signal).square().mean()
 
-        yield epochs * _seconds(run, second, num_labelled, device, class_loss, budget_s)
+        yield StageSteps(second, classifier, 1, class_loss, epochs, labelled=True)
 
 
 def _made_up_facts(pretext: PretextTask, batch_size: int) -> dict[str, Tensor]:
@@ -183,10 +211,7 @@ def _seconds(
 ) -> float:
     """Seconds of one epoch of a stage; where whole batches would break the budget, from smaller ones."""
     batch_size = max(1, min(stage.batch_size, num_records))
-    views = (num_views,) if num_views > 1 else ()
-    shape = (batch_size, *views, len(run.data.leads), run.data.window_samples)
-    signals = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-
+    signals = made_up_signals(run, batch_size, num_views).to(device)
     num_batches = max(1, num_records // batch_size)
 
     def lap(size: int) -> float:
@@ -202,6 +227,13 @@ def _seconds(
             return took * (batch_size / size) * num_batches
         size, took = larger, lap(larger)
     return min(took, *(lap(size) for _ in range(TIMED_STEPS - 1))) * num_batches
+
+
+def made_up_signals(run: Run, batch_size: int, num_views: int) -> Tensor:
+    """(B, C, T) noise, or (B, V, C, T) where a task asks for several views."""
+    views = (num_views,) if num_views > 1 else ()
+    shape = (batch_size, *views, len(run.data.leads), run.data.window_samples)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _lap(stage: Stage, device: torch.device, signal: Tensor, loss: Loss) -> float:

@@ -357,6 +357,7 @@ class Ledger:
             value=result["value"],
             best_epoch=result["best_epoch"],
             nodes=sorted({held["node"] for held in result.get("holds", ())}),
+            **({} if result.get("reused") is None else {"reused": result["reused"]}),
         )
 
     def _take_in(self, trial: TrialRecord, event: Mapping[str, Any]) -> None:

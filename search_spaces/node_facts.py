@@ -20,6 +20,7 @@ from typing import Any
 import ray
 
 from data.fingerprint import fingerprint
+from trainables.source import source_digest
 
 OF_A_WORKER = ("data", "models", "reports", "search_spaces", "trainables")
 """The packages that travel to the nodes of a cluster: not the recordings and studies that may lie beside them."""
@@ -230,23 +231,17 @@ def fingerprint_or_error(store: Path, seed: int) -> dict[str, str]:
 
 def versions_here() -> dict[str, str]:
     """What results depend on, as this process has it."""
-    found = {"Python": platform.python_version(), "machine": platform.machine(), "our code": code_digest()}
+    found = {
+        "Python": platform.python_version(),
+        "machine": platform.machine(),
+        "our code": source_digest(OF_A_WORKER)[:12],
+    }
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def code_digest() -> str:
-    """Digest of the source that this process runs."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(path for package in OF_A_WORKER for path in (root / package).rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
-    return digest.hexdigest()[:12]
 
 
 def gpus_here() -> int | None:

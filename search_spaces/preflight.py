@@ -36,6 +36,7 @@ from search_spaces.distributions import parse, run_with
 from search_spaces.estimate import cost_of
 from search_spaces.node_facts import NodeFacts, Request, answer_to, facts_of_this_node, listed, timed_on_this_node
 from search_spaces.preflight_checks import Check, Node, Result
+from search_spaces.reuse import num_pretrainings, shared_by
 from search_spaces.schema import Launch, dotted
 from search_spaces.tuning import concurrency
 from trainables.classify import pooled
@@ -435,13 +436,16 @@ def needed_bytes(launch: Launch, nodes: Sequence[Node]) -> float:
     """About what the search keeps in the study's folder at once: states of trials under way, and the best models.
 
     A state holds the weights, the optimiser's two moments and the best weights so far, and is written beside the one
-    that it replaces.
+    that it replaces. A pre-training that trials share keeps one more.
     """
     model = launch.task.folds * max(map(model_bytes, default_runs(launch)))
     # a trial that takes turns or waits to be promoted keeps its state while another runs
     waits = launch.scheduler.name in ("pbt", "asha_promotion")
     states = launch.search.num_trials if waits else _at_a_time(launch.cluster, nodes)
-    return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1)
+    shared, kept = shared_by(launch), 0.0
+    if shared.pretraining:
+        kept = min(shared.max_bytes, model * ADAMW_STATE * num_pretrainings(parse(launch.space)))
+    return model * (states * (2 * ADAMW_STATE + 1) + launch.search.keep_best + 1) + kept
 
 
 def default_runs(launch: Launch) -> list[Run]:

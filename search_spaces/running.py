@@ -26,11 +26,14 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
     from search_spaces.logs import configure
     from search_spaces.preflight import ready_cluster
     from search_spaces.quiet import quiet
+    from search_spaces.reuse import said_of_pretrainings, shared_by
     from search_spaces.stopping import ending_on_sigterm
     from search_spaces.tracking import make_tracker
     from search_spaces.tuning import run_trials
 
     console.print(f"study: {ledger.folder.path}", markup=False)
+    if (said := said_of_pretrainings(launch)) is not None:
+        console.print(said, markup=False)
     with (
         quiet(console, ledger.folder.log) as terminal,
         configure(launch.debug, terminal, ledger.folder.log),
@@ -40,6 +43,12 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
         ending_on_sigterm(lambda: say_interrupted(ledger.folder, terminal)) as to_end,
         configure(launch.debug, terminal, ledger.folder.log),  # again after Ray, which sets its own level
     ):
+        cluster = launch.cluster
+        if cluster.packing == "measured":
+            from search_spaces.packing import packed
+
+            cluster, said = packed(launch, store.path)
+            terminal.print(said, markup=False)
         for books in (ledger, confirmation):
             if books.is_over or to_end():
                 continue
@@ -51,13 +60,14 @@ def run_search(launch: Launch, ledger: Ledger, confirmation: Confirmation, store
 
                 run_trials(
                     books,
-                    launch.cluster,
+                    cluster,
                     store=store.path,
                     metric=launch.search.metric,
                     maximize=launch.search.direction == "maximize",
                     on_change=show_change,
                     scheduler=launch.scheduler,
                     to_end=to_end,
+                    shared=shared_by(launch, confirming=books is confirmation),
                 )
     return to_end()
 

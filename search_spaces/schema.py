@@ -36,6 +36,17 @@ class Confirm(Settings):
     """How often each."""
 
 
+class Reuse(Settings):
+    """What the trials of a study compute once (docs/reuse_and_packing.md)."""
+
+    pretraining: bool
+    """Whether joint trials whose pre-training has equal settings share its epochs."""
+    embeddings: bool
+    """Whether trials that start from one checkpoint share what its encoder gives as long as it is frozen."""
+    max_gb: float = Field(gt=0)
+    """Gigabytes of what is kept for it in the study's folder, of each of the two."""
+
+
 class Search(Settings):
     """What is optimised, and for how long."""
 
@@ -48,6 +59,7 @@ class Search(Settings):
     max_hours: float | None = Field(gt=0)
     max_device_hours: float | None = Field(gt=0)
     confirm: Confirm = Confirm(top_k=0, seeds=3)  # studies of earlier versions do not say
+    reuse: Reuse = Reuse(pretraining=False, embeddings=False, max_gb=20.0)  # studies of earlier versions do not say
     ensemble: int | None = Field(default=None, ge=0)
     """Models whose averaged probabilities the report shows, too: as many as keep_best where null, none where 0."""
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
 """How old what is known of the cluster's nodes may be."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of a study compute once for all of them, in folders of the study's.
+
+    Attributes:
+        pretraining: whether that is pre-trainings with equal settings (trainables.pretrained).
+        embeddings: whether that is what a frozen encoder gives (trainables.frozen).
+        max_bytes: of what is kept, each.
+    """
+
+    pretraining: bool
+    embeddings: bool
+    max_bytes: float
+
+
+NOTHING_SHARED = Shared(pretraining=False, embeddings=False, max_bytes=0.0)
 
 
 class Trouble:
@@ -228,7 +247,7 @@ def unflattened(result: dict[str, Any]) -> dict[str, Any]:
     """What the books take of a result, as Tune passes it on: it flattens `metrics` to `metrics/val/auroc`."""
     keys = ("epoch", "stage", "seconds", "value", "best_epoch", "finished", "reason", "holds")
     metrics = {key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")}
-    return {**{key: result[key] for key in keys}, "metrics": metrics}
+    return {**{key: result[key] for key in keys}, "reused": result.get("reused"), "metrics": metrics}
 
 
 class StudyStopper(Stopper):
@@ -271,19 +290,29 @@ def concurrency(cluster: Cluster, nodes: Sequence[Mapping[str, float]], num_gpus
         room = [node.get("CPU", 0.0) / cluster.cpus_per_worker]
         if num_gpus > 0:
             room.append(node.get("GPU", 0.0) / num_gpus)
+        if cluster.memory_gb_per_worker is not None:
+            room.append(node.get("memory", 0.0) / (1e9 * cluster.memory_gb_per_worker))
         return math.floor(min(room) + 1e-9)
 
     workers = cluster.workers_per_trial
     fitting = gangs_on([workers_on(node) for node in nodes], workers, cluster.placement)
     if fitting < 1:
         demand = f"{cluster.cpus_per_worker} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
-        has = "; ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
+        memory = cluster.memory_gb_per_worker
+        demand += "" if memory is None else f" and {memory:.3g} GB"
+        has = "; ".join(
+            f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU"
+            + ("" if memory is None else f" and {node.get('memory', 0) / 1e9:.3g} GB")
+            for node in nodes
+        )
         where = {"strict_pack": "all on one node", "strict_spread": "each on a node of its own"}
         strict = cluster.placement in where
         raise StudyError(
             f"a trial needs {workers} x ({demand}), {where.get(cluster.placement, 'each on one node')}, and the "
             f"cluster's nodes have {has}: lower cluster.workers_per_trial, cluster.cpus_per_worker or "
-            "cluster.gpus_per_worker" + (f", or type cluster.placement={cluster.placement[7:]}" if strict else "")
+            "cluster.gpus_per_worker"
+            + ("" if memory is None else ", or what makes the model and its batches large")
+            + (f", or type cluster.placement={cluster.placement[7:]}" if strict else "")
         )
     return fitting if cluster.max_concurrent_trials == "auto" else min(fitting, cluster.max_concurrent_trials)
 
@@ -371,6 +400,7 @@ def run_trials(
     scheduler: Scheduler,
     trainable: type[tune.Trainable] | None = None,
     to_end: Callable[[], bool] = lambda: False,
+    shared: Shared = NOTHING_SHARED,
 ) -> None:
     """Run trials on the connected Ray cluster until the ledger has enough, a budget is used up, or the user stops it.
 
@@ -384,6 +414,7 @@ def run_trials(
         scheduler: the study's; the ledger holds its policy.
         trainable: what runs a trial; by default one process, or a gang where `workers_per_trial` is above 1.
         to_end: asked between two steps whether the search is to end now.
+        shared: what trials compute once for all of them.
 
     Raises:
         StudyError: if the cluster can never hold a trial.
@@ -406,6 +437,9 @@ def run_trials(
             attempt=trial.attempt,
             sharding=cluster.sharding,
             remote=ledger.states.remote_of(trial.key),
+            pretrained=ledger.folder.pretrained if shared.pretraining else None,
+            embeddings=ledger.folder.embeddings if shared.embeddings else None,
+            max_kept_bytes=shared.max_bytes,
         )
         gang = {"num_workers": cluster.workers_per_trial, "placement": cluster.placement}
         return {**assignment.to_config(), **gang, "avoid_nodes": sorted(places.avoided)}

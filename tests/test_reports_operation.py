@@ -1,7 +1,7 @@
 """What the report says of how a study ran."""
 
 from reports.folder import Study, Trial
-from reports.search.operation import operation
+from reports.search.operation import operation, said_of_reuse
 
 
 def study(*events, failed=None):
@@ -44,3 +44,29 @@ def test_what_the_sessions_left_behind_is_added_up():
     found = operation(study(first, second))
     assert found["released"] == {"stops": 4, "gone": 11, "longest_s": 2.0, "left": ["actor a1 on node n1"]}
     assert found["interruptions"] == []
+
+
+def epoch(trial, seconds, **marks):
+    return {"event": "epoch", "trial": trial, "seconds": seconds, "nodes": [], **marks}
+
+
+def test_the_hit_rate_of_shared_pretrainings_is_of_trials_and_of_epochs():
+    found = operation(
+        study(
+            epoch(0, 1800.0, reused=False),
+            epoch(0, 5400.0, reused=False),
+            epoch(0, 9.0),  # of its fine-tuning
+            *(epoch(1, 0.0, reused=True) for _ in range(2)),
+            epoch(2, 0.0, reused=True),
+        )
+    )["reuse"]
+    assert found == {"trials": 3, "hits": 2, "epochs": 5, "reused": 3, "seconds": 3 * 3600.0}
+    assert said_of_reuse(found) == (
+        "2 of 3 trials went on from a pre-training that another had made; 3 of 5 pre-training epochs were not computed "
+        "again, about 3 hours of computing"
+    )
+
+
+def test_a_study_that_shares_nothing_says_nothing_of_it_and_one_without_a_hit_does():
+    assert operation(study(epoch(0, 1.0)))["reuse"] is None
+    assert "0 of 1 trials" in said_of_reuse(operation(study(epoch(0, 1.0, reused=False)))["reuse"])

@@ -20,6 +20,7 @@ from search_spaces.node_facts import (
     other_listing,
     usage_of,
 )
+from trainables import source
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +113,12 @@ def test_one_changed_line_of_our_source_is_another_code(tmp_path, monkeypatch):
     root = node_facts.Path(node_facts.__file__).parent.parent
     for package in node_facts.OF_A_WORKER:
         shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    here = node_facts.code_digest()
-    monkeypatch.setattr(node_facts, "__file__", str(tmp_path / "search_spaces" / "node_facts.py"))
-    assert node_facts.code_digest() == here
+    here = source.source_digest(node_facts.OF_A_WORKER)
+    monkeypatch.setattr(source, "__file__", str(tmp_path / "trainables" / "source.py"))
+    assert source.source_digest(node_facts.OF_A_WORKER) == here
     with (tmp_path / "models" / "losses.py").open("a") as file:
         file.write("# another\n")
-    assert node_facts.code_digest() != here
+    assert source.source_digest(node_facts.OF_A_WORKER) != here
 
 
 def test_a_further_check_that_fails_says_so():

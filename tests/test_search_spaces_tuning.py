@@ -46,6 +46,8 @@ def cluster(**changes):
         ({"workers_per_trial": 2, "placement": "strict_spread"}, [{"CPU": 8}, {"CPU": 1}], 0, 1),
         ({"workers_per_trial": 2, "placement": "strict_spread"}, [{"CPU": 2}, {"CPU": 1}, {"CPU": 1}], 0, 2),
         ({"workers_per_trial": 3, "placement": "strict_spread"}, [{"CPU": 4}] * 4, 0, 5),
+        ({"memory_gb_per_worker": 3}, [{"CPU": 4, "memory": 10e9}, {"CPU": 4, "memory": 2e9}], 0, 3),
+        ({"memory_gb_per_worker": 1}, [{"CPU": 4, "memory": 10e9}], 0, 4),
         ({"max_concurrent_trials": 3}, [{"CPU": 16}], 0, 3),
         ({"max_concurrent_trials": 30}, [{"CPU": 16}], 0, 16),
     ],
@@ -58,6 +60,8 @@ def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is():
     with pytest.raises(StudyError, match=r"needs 1 x \(8 CPU\), each on one node, .* have 4 CPU and 0 GPU; 4 CPU") as e:
         concurrency(cluster(cpus_per_worker=8), [{"CPU": 4}, {"CPU": 4}], 0)
     assert "\n" not in str(e.value)
+    with pytest.raises(StudyError, match=r"\(1 CPU and 3 GB\), .* have 4 CPU and 0 GPU and 2 GB: .* what makes the m"):
+        concurrency(cluster(memory_gb_per_worker=3), [{"CPU": 4, "memory": 2e9}], 0)
     with pytest.raises(StudyError, match=r"needs 2 x \(1 CPU and 1 GPU\)"):
         concurrency(cluster(workers_per_trial=2), [{"CPU": 16, "GPU": 1}], 1)
 
@@ -114,7 +118,9 @@ def test_metrics_come_back_under_their_own_names():
     ours = {"epoch": 2, "stage": "pretrain", "seconds": 1.0, "value": None, "best_epoch": None, "finished": False}
     ours |= {"holds": [{"node": "n1"}]}
     flat = ours | {"reason": None, "metrics/val/auroc": 0.7, "metrics/train/loss": 1.0, "training_iteration": 2}
-    assert unflattened(flat) == ours | {"reason": None, "metrics": {"val/auroc": 0.7, "train/loss": 1.0}}
+    told = ours | {"reason": None, "metrics": {"val/auroc": 0.7, "train/loss": 1.0}}
+    assert unflattened(flat) == told | {"reused": None}
+    assert unflattened(flat | {"reused": True}) == told | {"reused": True}
 
 
 def test_the_process_that_has_become_free_goes_to_the_new_trial_and_not_to_one_whose_own_is_being_started():

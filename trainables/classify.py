@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.loaders import Batch, TrainBatches, worker_share
@@ -17,9 +18,10 @@ from models.encoder import Encoder
 from models.losses import multilabel_loss, single_label_loss
 from models.pretext import Draws
 from trainables.components import build
+from trainables.frozen import frozen_embeddings, in_batches
 from trainables.optimizers import build_optimizer, parameter_groups
 from trainables.predict import validate
-from trainables.probe import crop_embeddings, embed, probe_head
+from trainables.probe import probe_head, probed_rows
 from trainables.recordings import Recordings, window_of
 from trainables.seeds import FINETUNE, INITIALISATION, generator_of, seed_of
 from trainables.settings import Run
@@ -57,7 +59,10 @@ def enter_finetune(
         )
     classifier.to(workers.device)
     if stage.head_init == "probe" and not resumed:
-        probe_head(classifier, recordings, run.data, run.task.probe, workers)
+        features = _frozen_middles(
+            run, classifier.encoder, recordings, probed_rows(recordings, run.task.probe), workers
+        )
+        probe_head(classifier, recordings, run.data, run.task.probe, workers, features=features)
     if stage.mode == "linprobe":
         classifier.encoder.requires_grad_(False)
     # a linear probe's frozen encoder embeds each record once, which takes a whole one; its head is small
@@ -112,6 +117,14 @@ def classify(run: Run, state: TrainState, recordings: Recordings, workers: Worke
         yield metrics
 
 
+def _frozen_middles(
+    run: Run, encoder: Encoder, recordings: Recordings, rows: NDArray[np.int64], workers: Workers
+) -> Tensor:
+    """(n, D) embeddings of the middle crop of `rows`, of all workers' records, on the CPU."""
+    mine = frozen_embeddings(run, encoder, recordings, rows, workers, num_crops=1)[:, 0]
+    return mine if workers.world_size == 1 else torch.from_numpy(workers.joined(mine.numpy()))
+
+
 def _loss_of(recordings: Recordings) -> Callable[..., Tensor]:
     return multilabel_loss if recordings.labels.kind == "multilabel" else single_label_loss
 
@@ -156,7 +169,7 @@ class _FrozenBatches:
     """Embeddings that are computed once, through the head alone; augmentation has no part in a linear probe."""
 
     def __init__(self, run: Run, classifier: Classifier, recordings: Recordings, workers: Workers) -> None:
-        stage, store, encoder = run.task.finetune, recordings.store, classifier.encoder
+        stage, encoder = run.task.finetune, classifier.encoder
         rows = recordings.split.train
         self._batch_size = min(stage.batch_size, len(rows))
         if self._batch_size < workers.world_size:
@@ -164,10 +177,11 @@ class _FrozenBatches:
                 f"each of {workers.world_size} workers needs a record of every batch, got batches of "
                 f"{self._batch_size}: lower cluster.workers_per_trial or raise task.finetune.batch_size"
             )
-        self._features = embed(encoder, store, rows, run.data, workers).to(workers.device)
+        self._features = _frozen_middles(run, encoder, recordings, rows, workers).to(workers.device)
         self._targets = torch.from_numpy(recordings.targets(rows)).to(workers.device)
         valid = recordings.split.valid
-        self.valid_embeddings = list(crop_embeddings(encoder, store, valid, window_of(run.data), workers))
+        crops = frozen_embeddings(run, encoder, recordings, valid, workers, num_crops=run.data.eval_crops)
+        self.valid_embeddings = in_batches(crops, workers)
         self.num_batches = len(rows) // self._batch_size
         self.module = workers.together(classifier.head)
         self._seed = seed_of(run.seed, FINETUNE)

@@ -112,17 +112,40 @@ def fit(features: Tensor, targets: Tensor, *, kind: str, l2: float) -> tuple[Ten
     return folded.float(), (bias.detach() - folded @ mean).float()
 
 
-def probe_head(classifier: Classifier, recordings: Recordings, data: Data, settings: Probe, workers: Workers) -> None:
-    """Make the head of `classifier` the linear probe of its encoder, fitted on the training records.
-
-    Raises:
-        FloatingPointError: if an embedding is not finite.
-    """
+def probed_rows(recordings: Recordings, settings: Probe) -> NDArray[np.int64]:
+    """The training records that a probe is fitted on."""
     rows = recordings.split.train
     if settings.max_train_records is not None and len(rows) > settings.max_train_records:
         # equally spaced rows: the same ones at every epoch and for every trial of a study
         rows = rows[np.linspace(0, len(rows) - 1, settings.max_train_records).round().astype(np.int64)]
-    features = embed(classifier.encoder, recordings.store, rows, data, workers)
+    return rows
+
+
+def probe_head(
+    classifier: Classifier,
+    recordings: Recordings,
+    data: Data,
+    settings: Probe,
+    workers: Workers,
+    *,
+    features: Tensor | None = None,
+) -> None:
+    """Make the head of `classifier` the linear probe of its encoder, fitted on the training records.
+
+    Args:
+        classifier: whose head is changed.
+        recordings: the run's.
+        data: window.
+        settings: of the probe.
+        workers: this worker's place.
+        features: what `embed` gives of `probed_rows`, where it is known.
+
+    Raises:
+        FloatingPointError: if an embedding is not finite.
+    """
+    rows = probed_rows(recordings, settings)
+    if features is None:
+        features = embed(classifier.encoder, recordings.store, rows, data, workers)
     if not torch.isfinite(features).all():
         raise FloatingPointError("the encoder's embeddings are not finite")
     targets = torch.from_numpy(recordings.targets(rows))

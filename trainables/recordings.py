@@ -21,6 +21,19 @@ from trainables.settings import Data, Run
 
 
 @dataclass(frozen=True)
+class KeptEmbeddings:
+    """Where a study keeps embeddings of encoders that its trials do not change (trainables.frozen).
+
+    Attributes:
+        folder: seen by every node.
+        max_bytes: of all of them.
+    """
+
+    folder: Path
+    max_bytes: float
+
+
+@dataclass(frozen=True)
 class Recordings:
     """What one study trains on.
 
@@ -31,6 +44,7 @@ class Recordings:
         valid_classes: positions of the classes that the validation rows hold both ways, in each fold where there are
             several; metrics average over these.
         folds: of a run on k folds; None where there is one validation split.
+        embeddings: where those of a frozen encoder are kept; None where each trial computes its own.
     """
 
     store: Store
@@ -38,6 +52,7 @@ class Recordings:
     split: Split
     valid_classes: NDArray[np.int64]
     folds: Folds | None = None
+    embeddings: KeptEmbeddings | None = None
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, K) targets of `rows`."""

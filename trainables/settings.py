@@ -286,6 +286,10 @@ class Cluster(Settings):
     """Where the workers of a trial lie: on few nodes or many where that can be, on one, or on a node each."""
     cpus_per_worker: int = Field(ge=1)
     gpus_per_worker: float | Literal["auto"]
+    memory_gb_per_worker: float | None = Field(default=None, gt=0)  # studies of earlier versions do not say
+    """Gigabytes of main memory that Ray sets aside for each worker; null sets nothing aside."""
+    packing: Literal["none", "measured"] = "none"
+    """Whether what a trial takes is measured first, and the CPUs, GPUs and memory of a worker follow from it."""
     max_concurrent_trials: int | Literal["auto"]
     max_failures: int = Field(ge=0)
     """How often a trial is tried again whose process died or whose disk was full; a machine that goes never counts."""
@@ -329,6 +333,11 @@ class Cluster(Settings):
                         f"{key} is about the workers of a trial together: it must be {usual} where workers_per_trial "
                         f"is 1, got {typed}; raise workers_per_trial"
                     )
+        elif self.packing == "measured" or self.memory_gb_per_worker is not None:
+            raise ValueError(
+                "packing must be none and memory_gb_per_worker null where workers_per_trial is above 1: they are for "
+                f"trials that share a machine, got {self.packing} and {self.memory_gb_per_worker}"
+            )
         elif self.sharding == "full" and self.gpus_per_worker != "auto" and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 "sharding must be none where workers share a GPU: NCCL takes each GPU once, and gloo cannot scatter "

@@ -65,6 +65,16 @@ class StudyFolder:
         return self.path / "encoder"
 
     @property
+    def pretrained(self) -> Path:
+        """The pre-trainings that joint trials share; whatever is deleted there is computed again when it is needed."""
+        return self.path / "pretrained"
+
+    @property
+    def embeddings(self) -> Path:
+        """What frozen encoders give, which trials share; whatever is deleted there is computed again, likewise."""
+        return self.path / "embeddings"
+
+    @property
     def code(self) -> Path:
         """What the code had beside its commit when the study was started or resumed."""
         return self.path / "code"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,9 +18,10 @@ from trainables.files import StorageError
 from trainables.folds import new_state, train_unit
 from trainables.node_folder import StateFolder, folder_held, state_folder
 from trainables.nodes import draining_nodes, holding
-from trainables.recordings import open_recordings
+from trainables.pretrained import Shelf, shelf_of
+from trainables.recordings import KeptEmbeddings, Recordings, open_recordings
 from trainables.settings import Cluster, Run
-from trainables.state import SavedState, TrainState
+from trainables.state import LAST, SavedState, TrainState
 from trainables.workers import Workers
 
 ASK_EVERY_S = 1.0
@@ -44,6 +45,9 @@ class Assignment:
         attempt: which of the trial's attempts this is; None outside a search. Only the latest one, which the driver
             writes to `folder`, may save: a process that the cluster has given up may still be computing.
         remote: URL of the trial's folder in an object store, where no folder is shared; `folder` is then not used.
+        pretrained: where the study's trials share their pre-trainings (trainables.pretrained); None where they do not.
+        embeddings: where they share what a frozen encoder gives (trainables.frozen); None where they do not.
+        max_kept_bytes: of what is kept there, each.
     """
 
     number: int
@@ -57,6 +61,9 @@ class Assignment:
     sharding: Literal["none", "full"] = "none"
     attempt: int | None = None
     remote: str | None = None
+    pretrained: Path | None = None
+    embeddings: Path | None = None
+    max_kept_bytes: float = 0.0
 
     def to_config(self) -> dict[str, Any]:
         """As Tune's configuration of the trial."""
@@ -72,6 +79,9 @@ class Assignment:
             "attempt": self.attempt,
             "sharding": self.sharding,
             "remote": self.remote,
+            "pretrained": None if self.pretrained is None else str(self.pretrained),
+            "embeddings": None if self.embeddings is None else str(self.embeddings),
+            "max_kept_bytes": self.max_kept_bytes,
         }
 
     @classmethod
@@ -89,6 +99,9 @@ class Assignment:
             attempt=config["attempt"],
             sharding=config["sharding"],
             remote=config["remote"],
+            pretrained=None if config["pretrained"] is None else Path(config["pretrained"]),
+            embeddings=None if config["embeddings"] is None else Path(config["embeddings"]),
+            max_kept_bytes=config["max_kept_bytes"],
         )
 
 
@@ -97,7 +110,8 @@ def epochs(assignment: Assignment, workers: Workers) -> Iterator[dict[str, Any]]
 
     Yields:
         A result: epoch, stage, metrics, seconds, value and best_epoch (the best that counts so far, or None),
-        finished (no epoch follows) and reason (why it ended early, or None).
+        finished (no epoch follows), reason (why it ended early, or None) and reused (whether the epoch was taken over
+        from another trial and not computed; None where that is out of the question).
 
     Raises:
         InterruptedTrial: if another attempt at the trial has begun meanwhile.
@@ -113,19 +127,51 @@ def _epochs_in(folder: StateFolder, assignment: Assignment, run: Run, workers: W
     started = time.monotonic()
     try:
         recordings = open_recordings(run, assignment.store)
+        if assignment.embeddings is not None and run.task.encoder is not None:
+            kept = KeptEmbeddings(assignment.embeddings, assignment.max_kept_bytes)
+            recordings = replace(recordings, embeddings=kept)
+        shelf = _shelf(assignment, run, recordings)
+        if shelf is not None:
+            for epoch in _taken_over(shelf, folder, assignment, workers):
+                yield _result(epoch["epoch"], epoch["stage"], epoch["metrics"], 0.0, reused=True)
+            started = time.monotonic()
         for _ in train_unit(run, state, recordings, workers, saved=SavedState.load(folder.path)):
             if workers.rank == 0:
                 refuse_superseded(assignment, folder)
             state.save(folder.path)
             if workers.rank == 0:
                 folder.saved()
-            yield result_of(state, time.monotonic() - started, finished=state.epoch == run.task.num_epochs)
+            result = result_of(state, time.monotonic() - started, finished=state.epoch == run.task.num_epochs)
+            if shelf is not None and state.stage == "pretrain":
+                result["reused"] = False
+                if workers.rank == 0:
+                    shelf.put(folder.path / LAST, state.epoch)
+            yield result
             started = time.monotonic()
     except FloatingPointError as error:
         reason = f"non_finite: {error}"
         yield result_of(state, time.monotonic() - started, finished=True, reason=reason, whole=False)
     except CollapsedError as error:  # of an epoch that was computed, and is not worth going on from
         yield result_of(state, time.monotonic() - started, finished=True, reason=f"collapsed: {error}")
+
+
+def _shelf(assignment: Assignment, run: Run, recordings: Recordings) -> Shelf | None:
+    """Where the trial shares its pre-training with others; None where it does not."""
+    if assignment.pretrained is None:
+        return None
+    return shelf_of(run, recordings, assignment.pretrained, assignment.max_kept_bytes)
+
+
+def _taken_over(shelf: Shelf, folder: StateFolder, assignment: Assignment, workers: Workers) -> list[dict[str, Any]]:
+    """The epochs that the trial need not compute; its saved state is then that of the last of them.
+
+    Of a gang the first worker looks, and the others wait: another trial may put a further state there meanwhile.
+    """
+    history: list[dict[str, Any]] = []
+    if workers.rank == 0:
+        refuse_superseded(assignment, folder)
+        history = shelf.take_over(folder.path)
+    return workers.told_by_first(history)
 
 
 def refuse_superseded(assignment: Assignment, folder: StateFolder | None = None) -> None:
@@ -146,16 +192,18 @@ def result_of(
 ) -> dict[str, Any]:
     """What a trial tells about its last epoch; without metrics where the epoch under way is not `whole`."""
     last = state.history[-1] if state.history and whole else {"stage": state.stage, "metrics": {}}
-    return {
-        "epoch": state.epoch,
-        "stage": last["stage"],
-        "metrics": last["metrics"],
-        "seconds": seconds,
-        "value": None if state.best is None else state.best.value,
-        "best_epoch": None if state.best is None else state.best.epoch,
-        "finished": finished,
-        "reason": reason,
-    }
+    result = _result(state.epoch, last["stage"], last["metrics"], seconds)
+    if state.best is not None:
+        result |= {"value": state.best.value, "best_epoch": state.best.epoch}
+    return result | {"finished": finished, "reason": reason}
+
+
+def _result(
+    epoch: int, stage: str | None, metrics: dict[str, float], seconds: float, *, reused: bool | None = None
+) -> dict[str, Any]:
+    """The result of an epoch that ends nothing, while no epoch counts for the trial's value."""
+    result: dict[str, Any] = {"epoch": epoch, "stage": stage, "metrics": metrics, "seconds": seconds}
+    return result | {"value": None, "best_epoch": None, "finished": False, "reason": None, "reused": reused}
 
 
 class Engine(Protocol):
@@ -254,6 +302,8 @@ def resources_of(
     bundle = {"CPU": float(cluster.cpus_per_worker)}
     if num_gpus > 0:
         bundle["GPU"] = num_gpus
+    if cluster.memory_gb_per_worker is not None:
+        bundle["memory"] = cluster.memory_gb_per_worker * 1e9
     if cluster.workers_per_trial > 1:
         bundle = {"CPU": 0.001}
     if not avoid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.sharding import is_sharded, shard
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Workers:
         dist.all_gather_object(shares, rows)
         return np.concatenate(shares)
 
-    def told_by_first(self, value: bool) -> bool:
+    def told_by_first(self, value: T) -> T:
         """Rank 0's `value`, on every worker."""
         if self.world_size == 1:
             return value
