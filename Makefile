@@ -1,7 +1,7 @@
 # One command for each thing that is done here; `make help` lists them. The environment lives in .venv, made on first use.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv search test test-all lint bench chaos clean
+.PHONY: help venv search test test-all lint bench bench-full chaos clean
 
 # A Python of your own: make PYTHON=/path/to/python3.12. Otherwise the first of these that is 3.11-3.13 and has venv.
 PYTHON ?=
@@ -20,8 +20,9 @@ help:
 	@echo "make test      the test suite, without the tests marked slow"
 	@echo "make test-all  the whole test suite"
 	@echo "make lint      ruff and mypy --strict"
-	@echo "make bench     the short benchmarks; figures as JSON in BENCH_DIR ($(BENCH_DIR))"
+	@echo "make bench     the short benchmarks, and a table of them; figures as JSON in BENCH_DIR ($(BENCH_DIR))"
 	@echo "           BENCH_DATA_ROOT=DIR measures the store on the PTB-XL in DIR instead of generated recordings"
+	@echo "make bench-full  those, and the long ones"
 	@echo "make chaos     faults injected into searches on several Ray nodes here: half an hour; a table of what they cost"
 	@echo "make venv      .venv with every version pinned, for all of the above (PYTHON=... chooses the Python)"
 	@echo "make clean     remove caches and build products; .venv and runs stay"
@@ -43,12 +44,21 @@ lint: .venv/for-developing
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
 
+# One figure at a time, on a machine that does nothing else; a table of all of them at the end.
+SHORT_BENCHMARKS = store trial_start search_scale report reuse packing
+LONG_BENCHMARKS = coverage sharding
 bench: .venv/for-running
+	@rm -f $(SHORT_BENCHMARKS:%="$(BENCH_DIR)"/%.json)
 	@$(VENV_PYTHON) benchmarks/store.py $(if $(BENCH_DATA_ROOT),--data-root "$(BENCH_DATA_ROOT)") \
 	  --json "$(BENCH_DIR)/store.json"
-	@$(VENV_PYTHON) benchmarks/trial_start.py --json "$(BENCH_DIR)/trial_start.json"
-	@$(VENV_PYTHON) benchmarks/search_scale.py --json "$(BENCH_DIR)/search_scale.json"
-	@$(VENV_PYTHON) benchmarks/report.py --json "$(BENCH_DIR)/report.json"
+	@for name in $(filter-out store,$(SHORT_BENCHMARKS)); do \
+	  $(VENV_PYTHON) benchmarks/$$name.py --json "$(BENCH_DIR)/$$name.json" || exit; done
+	@$(VENV_PYTHON) benchmarks/table.py $(SHORT_BENCHMARKS:%="$(BENCH_DIR)"/%.json)
+
+bench-full: bench
+	@for name in $(LONG_BENCHMARKS); do \
+	  $(VENV_PYTHON) benchmarks/$$name.py --json "$(BENCH_DIR)/$$name.json" || exit; done
+	@$(VENV_PYTHON) benchmarks/table.py $(LONG_BENCHMARKS:%="$(BENCH_DIR)"/%.json)
 
 chaos: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/chaos.py --json "$(BENCH_DIR)/chaos.json"
