@@ -111,7 +111,8 @@ def _computed(
 def _mapped(path: Path) -> Tensor | None:
     """What lies at a path, its pages shared with all who map it; None where nothing whole does."""
     try:
-        found = np.load(path, mmap_mode="c")  # no page is written, but torch warns of arrays that cannot be
+        # no page is written, but torch warns of arrays that cannot be
+        found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError):
         return None
     return torch.from_numpy(found)
