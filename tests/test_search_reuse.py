@@ -38,7 +38,7 @@ def searched(folder, *typed):
         cwd=folder.parent,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
