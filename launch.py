@@ -440,6 +440,7 @@ def preflight(launch: Launch, console: Console) -> int:
     """Look at the cluster as a search would before its first trial, and say what was found; nothing is trained."""
     from search_spaces.preflight import ready_cluster
     from search_spaces.quiet import quiet
+    from search_spaces.reuse import said_of_pretrainings
     from trainables.loops import first_encoder
     from trainables.recordings import open_recordings
     from trainables.study import StudyFolder
@@ -457,7 +458,8 @@ def preflight(launch: Launch, console: Console) -> int:
             quiet(console, study.log) as terminal,
             ready_cluster(launch, study, store.path, terminal, say_all=True, **seen_by_nodes(launch)),
         ):
-            pass
+            if (said := said_of_pretrainings(launch)) is not None:
+                terminal.print(said, markup=False)
     return 0
 
 

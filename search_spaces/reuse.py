@@ -5,16 +5,34 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.distributions import Leaf, Space, extremes, parse
 from search_spaces.schema import Launch
-from search_spaces.tuning import Shared
 
 OF_FINE_TUNING = "task.finetune."
 """Searched keys that begin so change nothing of a pre-training."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of a study compute once for all of them, in folders of the study's.
+
+    Attributes:
+        pretraining: whether that is pre-trainings with equal settings (trainables.pretrained).
+        embeddings: whether that is what a frozen encoder gives (trainables.frozen).
+        max_bytes: of what is kept, each.
+    """
+
+    pretraining: bool
+    embeddings: bool
+    max_bytes: float
+
+
+NOTHING_SHARED = Shared(pretraining=False, embeddings=False, max_bytes=0.0)
 
 
 def shared_by(launch: Launch, *, confirming: bool = False) -> Shared:

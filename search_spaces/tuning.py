@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ray.tune.search import Searcher
 from search_spaces.books import Books
 from search_spaces.connection import environment
 from search_spaces.ledger import Ledger, TrialRecord
+from search_spaces.reuse import NOTHING_SHARED, Shared
 from search_spaces.schema import Scheduler
 from search_spaces.sentinel import Sentinel
 from trainables.diagnosis import interruption_of, reason_of
@@ -43,24 +43,6 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
 """How old what is known of the cluster's nodes may be."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the trials of a study compute once for all of them, in folders of the study's.
-
-    Attributes:
-        pretraining: whether that is pre-trainings with equal settings (trainables.pretrained).
-        embeddings: whether that is what a frozen encoder gives (trainables.frozen).
-        max_bytes: of what is kept, each.
-    """
-
-    pretraining: bool
-    embeddings: bool
-    max_bytes: float
-
-
-NOTHING_SHARED = Shared(pretraining=False, embeddings=False, max_bytes=0.0)
 
 
 class Trouble:

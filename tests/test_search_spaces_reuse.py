@@ -7,9 +7,8 @@ import pytest
 
 from search_spaces.compose import compose_choices
 from search_spaces.distributions import parse
-from search_spaces.reuse import num_pretrainings, num_values, said_of_pretrainings, shared_by, why_not
+from search_spaces.reuse import Shared, num_pretrainings, num_values, said_of_pretrainings, shared_by, why_not
 from search_spaces.schema import checked
-from search_spaces.tuning import Shared
 
 FINETUNE = {"task": {"finetune": {"lr": {"log_uniform": [1e-4, 1e-2]}}}}
 
