@@ -30,6 +30,7 @@ ORDER, AUGMENTATION = 0, 1  # what a seed sequence is for: no two purposes share
 RESIDENT_SHARE = 0.25
 """Of a GPU's free memory, at most for recordings; the model, its optimiser and other trials need the rest. PTB-XL takes
 0.5 GB at 100 Hz and 1.3 GB at 250 Hz."""
+_PREPARED_RECORDS = 64  # of one worker at once: a call for a few records costs more than its arithmetic
 _COPIED_SAMPLES = 2**25  # 64 MB at a time: a copy from a memory map goes through memory of the process
 
 
@@ -124,6 +125,7 @@ class TrainBatches:
         if targets is not None and len(targets) != len(rows):
             raise ValueError(f"targets must have a row for each of the {len(rows)} rows, got {len(targets)}")
         self.num_batches = len(rows) // self.batch_size
+        self.device = device
         self._crops = _Crops(store, rows, window, device)
         self._targets = None if targets is None else torch.tensor(targets, dtype=torch.float32, device=device)
         self._transforms = tuple(transforms)
@@ -141,28 +143,43 @@ class TrainBatches:
             [random_crop_starts(lengths, crops.window.num_samples, generator) for _ in range(self._num_views)], axis=1
         )
         part = worker_share(self.batch_size, self._rank, self._world_size)
-        for number in range(self.num_batches):
-            first = number * self.batch_size
-            mine = slice(first + part.start, first + part.stop)
-            gathered = crops.gather(order[mine], starts[mine]).unbind(1)
-            views = [self._augmented(view, part, epoch, number, place) for place, view in enumerate(gathered)]
-            yield Batch(
-                signal=views[0] if self._num_views == 1 else torch.stack(views, dim=1),
-                targets=None if self._targets is None else self._targets[_sent(order[mine], crops.device)],
-                rows=crops.rows[order[mine]],
-                positions=order[mine],
-                start=part.start,
-                global_size=self.batch_size,
-            )
+        mine = np.arange(len(order))[: self.num_batches * self.batch_size].reshape(self.num_batches, self.batch_size)
+        mine = mine[:, part.start : part.stop]  # (batches, b): places of this worker's records in the order
+        at_once = max(1, _PREPARED_RECORDS // len(part))
+        for first in range(0, self.num_batches, at_once):
+            numbers = range(first, min(first + at_once, self.num_batches))
+            positions = order[mine[first : numbers.stop]]
+            signal = self._prepared(positions, starts[mine[first : numbers.stop]], part, epoch, numbers)
+            for own, of_batch in zip(positions, signal.split(len(part)), strict=True):
+                yield Batch(
+                    signal=of_batch,
+                    targets=None if self._targets is None else self._targets[_sent(own, crops.device)],
+                    rows=crops.rows[own],
+                    positions=own,
+                    start=part.start,
+                    global_size=self.batch_size,
+                )
 
-    def _augmented(self, signal: Tensor, part: range, epoch: int, number: int, view: int) -> Tensor:
-        """Every transform in turn, its randomness drawn for the global batch on the CPU and sliced."""
+    def _prepared(
+        self, positions: NDArray[np.int64], starts: NDArray[np.int64], part: range, epoch: int, numbers: range
+    ) -> Tensor:
+        """The crops of some batches on end, augmented: (m, b) positions and (m, b, V) starts -> (m b, [V,] C, T)."""
+        gathered = self._crops.gather(positions.ravel(), starts.reshape(-1, self._num_views)).unbind(1)
+        views = [self._augmented(view, part, epoch, numbers, place) for place, view in enumerate(gathered)]
+        return views[0] if self._num_views == 1 else torch.stack(views, dim=1)
+
+    def _augmented(self, signal: Tensor, part: range, epoch: int, numbers: range, view: int) -> Tensor:
+        """Every transform in turn, its randomness drawn for each global batch on the CPU and sliced."""
         shape = (self.batch_size, signal.shape[1], signal.shape[2])
         for position, transform in enumerate(self._transforms):
-            entropy = np.random.SeedSequence([self._seed, epoch, AUGMENTATION, number, position, view])
-            generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-            draws = transform.draw(shape, generator)
-            signal = transform.apply(signal, {name: draw[part.start : part.stop] for name, draw in draws.items()})
+            of_batches = []
+            for number in numbers:
+                entropy = np.random.SeedSequence([self._seed, epoch, AUGMENTATION, number, position, view])
+                generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
+                of_batches.append(transform.draw(shape, generator))
+            names = of_batches[0]
+            draws = {name: torch.cat([each[name][part.start : part.stop] for each in of_batches]) for name in names}
+            signal = transform.apply(signal, draws)
         return signal
 
 
