@@ -150,7 +150,7 @@ class TrainBatches:
             numbers = range(first, min(first + at_once, self.num_batches))
             positions = order[mine[first : numbers.stop]]
             signal = self._prepared(positions, starts[mine[first : numbers.stop]], part, epoch, numbers)
-            for own, of_batch in zip(positions, signal.split(len(part)), strict=True):
+            for own, of_batch in zip(positions, signal.view(*positions.shape, *signal.shape[1:]), strict=True):
                 yield Batch(
                     signal=of_batch,
                     targets=None if self._targets is None else self._targets[_sent(own, crops.device)],
@@ -179,7 +179,7 @@ class TrainBatches:
                 of_batches.append(transform.draw(shape, generator))
             names = of_batches[0]
             draws = {name: torch.cat([each[name][part.start : part.stop] for each in of_batches]) for name in names}
-            signal = transform.apply(signal, draws)
+            signal = transform.apply(signal, draws, in_place=True)
         return signal
 
 

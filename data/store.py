@@ -130,7 +130,7 @@ def prepare_signal(record: Record, preparation: Preparation) -> NDArray[np.float
         RecordError: if a lead is missing or there twice, the record is too short, holds NaN or infinity, or all leads
             are flat.
     """
-    signal_mv = _pick_leads(record, preparation)
+    signal_mv: NDArray[Any] = _pick_leads(record, preparation)
     _check_signal(signal_mv, record, preparation)
     if record.sampling_rate_hz != preparation.sampling_rate_hz:
         ratio = Fraction(preparation.sampling_rate_hz / record.sampling_rate_hz).limit_denominator(10_000)
@@ -382,7 +382,8 @@ def filter_sections(preparation: Preparation) -> NDArray[np.float64]:
 @functools.lru_cache(maxsize=8)
 def _steady_state(preparation: Preparation) -> NDArray[np.float64]:
     """(S, 1, 2) what the sections hold after an endless signal of 1."""
-    return scipy_signal.sosfilt_zi(filter_sections(preparation))[:, None, :]
+    state: NDArray[np.float64] = scipy_signal.sosfilt_zi(filter_sections(preparation))
+    return state[:, None, :]
 
 
 @dataclass(frozen=True)

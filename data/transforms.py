@@ -55,7 +55,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -112,6 +112,8 @@ class Transform(ABC):
     """
 
     probability: float = 1.0
+    _overwrites: ClassVar[bool] = False
+    """Whether `_apply` changes the tensor that it is given."""
 
     def __post_init__(self) -> None:
         _check_shares(probability=self.probability)
@@ -134,12 +136,13 @@ class Transform(ABC):
             draws["applied"] = chance < self._record_probability
         return draws
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def apply(self, signal: Tensor, draws: dict[str, Tensor], *, in_place: bool = False) -> Tensor:
         """Change some or all records of a batch as their draws say.
 
         Args:
-            signal: (b, C, T) float, left as it is.
+            signal: (b, C, T) float, left as it is unless `in_place`.
             draws: the rows of `draw` that belong to these records, on any device.
+            in_place: the signal may be overwritten; what is returned may still be another tensor.
 
         Returns:
             (b, C, T) of the same type on the signal's device; records that are not changed are so to the bit.
@@ -148,9 +151,9 @@ class Transform(ABC):
             ValueError: if this signal cannot be changed in this way.
         """
         if "applied" not in draws:
-            return self._apply(signal, draws)
+            return self._apply(signal.clone() if self._overwrites and not in_place else signal, draws)
         own = {name: draw for name, draw in draws.items() if name != "applied"}
-        changed = signal.clone()
+        changed = signal if in_place else signal.clone()
         _change_rows(changed, draws["applied"].cpu().nonzero()[:, 0], self._apply, own)
         return changed
 
@@ -928,6 +931,7 @@ class RandAugment(Transform):
     """
 
     probability: float = field()  # without the default of the others
+    _overwrites: ClassVar[bool] = True
     operations: Sequence[str]
     level: float
     num_layers: int
@@ -968,15 +972,16 @@ class RandAugment(Transform):
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Layer by layer, each operation on those records that drew it."""
-        signal = signal.clone()
         chosen = draws["operation"].cpu().numpy()
+        own: dict[str, dict[str, Tensor]] = {name: {} for name in self.built}
+        for place, draw in draws.items():
+            name, dot, key = place.partition(".")
+            if dot:
+                own[name][key] = draw
         for layer in range(self.num_layers):
             for number, (name, operation) in enumerate(self.built.items()):
                 records = np.flatnonzero(chosen[:, layer] == number)
-                if len(records) == 0:
-                    continue
-                own = {key.removeprefix(f"{name}."): draw for key, draw in draws.items() if key.startswith(f"{name}.")}
-                _change_rows(signal, torch.from_numpy(records), operation.apply, own)
+                _change_rows(signal, torch.from_numpy(records), operation.apply, own[name])
         return signal
 
 
