@@ -1,8 +1,8 @@
 """How a model gets its batches: crops gathered from the store's memory map, finished on the device.
 
-A batch leaves the map as int16 and becomes float32 on the device, where it is standardised and augmented; records are
-read in this process, without workers: one core gathers far more crops than a model on one device takes. A GPU that has
-room for it keeps the whole map (`resident_signals`), and crops are gathered there; to any other they are sent from
+A batch leaves the map as int16 and becomes float32 mV on the device, where it is standardised and augmented; records
+are read in this process, without workers: one core gathers far more crops than a model on one device takes. A GPU that
+has room for it keeps the whole map (`resident_signals`), and crops are gathered there; to any other they are sent from
 pinned memory. Neither waits for what the GPU is doing.
 
 Shapes: B records of the global batch, b of them on this worker, C leads, T samples of a window, K classes.
@@ -250,9 +250,7 @@ class _Crops:
         first_leads = self._offsets[positions, None] + starts  # (b, n): where the first lead's window lies in the map
         leads = self.num_samples[positions, None, None] * self._leads  # (b, 1, C): how far behind it the others lie
         signal = self._read(first_leads[:, :, None] + leads).to(torch.float32)
-        if self.window.standardize == "none":
-            return signal.mul_(self._mv_per_unit)
-        return standardize(signal, self.window.standardize, in_place=True)  # the unit is of no account
+        return standardize(signal.mul_(self._mv_per_unit), self.window.standardize, in_place=True)
 
     def _read(self, places: NDArray[np.int64]) -> Tensor:
         """(b, n, C) places where windows begin in the map -> (b, n, C, T) int16 on the device."""

@@ -1007,9 +1007,7 @@ def standardize(signal: Tensor, axis: Literal["record", "lead", "none"], *, in_p
     dims = (-2, -1) if axis == "record" else (-1,)
     mean = signal.mean(dim=dims, keepdim=True)
     centred = signal.sub_(mean) if in_place else signal - mean
-    num_values = math.prod(signal.shape[dim] for dim in dims)
-    # a pass over the signal less than the mean of its squares, and several times as fast on a CPU as torch.var_mean
-    std = torch.linalg.vector_norm(centred, dim=dims, keepdim=True) / math.sqrt(num_values)
+    std = centred.square().mean(dim=dims, keepdim=True).sqrt()  # several times as fast on a CPU as torch.var_mean
     return _scaled(centred, mean, std)
 
 
