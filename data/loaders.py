@@ -1,16 +1,19 @@
 """How a model gets its batches: crops gathered from the store's memory map, finished on the device.
 
 A batch leaves the map as int16 and becomes float32 mV on the device, where it is standardised and augmented; records
-are read in this process, without workers: one core gathers far more crops than a model on one device takes.
+are read in this process, without workers: one core gathers far more crops than a model on one device takes. A GPU that
+has room for it keeps the whole map (`resident_signals`), and crops are gathered there; to any other they are sent from
+pinned memory. Neither waits for what the GPU is doing.
 
 Shapes: B records of the global batch, b of them on this worker, C leads, T samples of a window, K classes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
     from data.store import Store
 
 ORDER, AUGMENTATION = 0, 1  # what a seed sequence is for: no two purposes share a stream
+
+RESIDENT_SHARE = 0.25
+"""Of a GPU's free memory, at most for recordings; the model, its optimiser and other trials need the rest. PTB-XL takes
+0.5 GB at 100 Hz and 1.3 GB at 250 Hz."""
+_PREPARED_RECORDS = 64  # of one worker at once: a call for a few records costs more than its arithmetic
+_COPIED_SAMPLES = 2**25  # 64 MB at a time: a copy from a memory map goes through memory of the process
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,9 @@ class TrainBatches:
         if targets is not None and len(targets) != len(rows):
             raise ValueError(f"targets must have a row for each of the {len(rows)} rows, got {len(targets)}")
         self.num_batches = len(rows) // self.batch_size
+        self.device = device
         self._crops = _Crops(store, rows, window, device)
-        self._targets = None if targets is None else torch.tensor(targets, dtype=torch.float32)
+        self._targets = None if targets is None else torch.tensor(targets, dtype=torch.float32, device=device)
         self._transforms = tuple(transforms)
         self._num_views = num_views
         self._seed = seed
@@ -133,28 +143,43 @@ class TrainBatches:
             [random_crop_starts(lengths, crops.window.num_samples, generator) for _ in range(self._num_views)], axis=1
         )
         part = worker_share(self.batch_size, self._rank, self._world_size)
-        for number in range(self.num_batches):
-            first = number * self.batch_size
-            mine = slice(first + part.start, first + part.stop)
-            gathered = crops.gather(order[mine], starts[mine]).unbind(1)
-            views = [self._augmented(view, part, epoch, number, place) for place, view in enumerate(gathered)]
-            yield Batch(
-                signal=views[0] if self._num_views == 1 else torch.stack(views, dim=1),
-                targets=None if self._targets is None else self._targets[order[mine]].to(crops.device),
-                rows=crops.rows[order[mine]],
-                positions=order[mine],
-                start=part.start,
-                global_size=self.batch_size,
-            )
+        mine = np.arange(len(order))[: self.num_batches * self.batch_size].reshape(self.num_batches, self.batch_size)
+        mine = mine[:, part.start : part.stop]  # (batches, b): places of this worker's records in the order
+        at_once = max(1, _PREPARED_RECORDS // len(part))
+        for first in range(0, self.num_batches, at_once):
+            numbers = range(first, min(first + at_once, self.num_batches))
+            positions = order[mine[first : numbers.stop]]
+            signal = self._prepared(positions, starts[mine[first : numbers.stop]], part, epoch, numbers)
+            for own, of_batch in zip(positions, signal.view(*positions.shape, *signal.shape[1:]), strict=True):
+                yield Batch(
+                    signal=of_batch,
+                    targets=None if self._targets is None else self._targets[_sent(own, crops.device)],
+                    rows=crops.rows[own],
+                    positions=own,
+                    start=part.start,
+                    global_size=self.batch_size,
+                )
 
-    def _augmented(self, signal: Tensor, part: range, epoch: int, number: int, view: int) -> Tensor:
-        """Every transform in turn, its randomness drawn for the global batch on the CPU and sliced."""
+    def _prepared(
+        self, positions: NDArray[np.int64], starts: NDArray[np.int64], part: range, epoch: int, numbers: range
+    ) -> Tensor:
+        """The crops of some batches on end, augmented: (m, b) positions and (m, b, V) starts -> (m b, [V,] C, T)."""
+        gathered = self._crops.gather(positions.ravel(), starts.reshape(-1, self._num_views)).unbind(1)
+        views = [self._augmented(view, part, epoch, numbers, place) for place, view in enumerate(gathered)]
+        return views[0] if self._num_views == 1 else torch.stack(views, dim=1)
+
+    def _augmented(self, signal: Tensor, part: range, epoch: int, numbers: range, view: int) -> Tensor:
+        """Every transform in turn, its randomness drawn for each global batch on the CPU and sliced."""
         shape = (self.batch_size, signal.shape[1], signal.shape[2])
         for position, transform in enumerate(self._transforms):
-            entropy = np.random.SeedSequence([self._seed, epoch, AUGMENTATION, number, position, view])
-            generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-            draws = transform.draw(shape, generator)
-            signal = transform.apply(signal, {name: draw[part.start : part.stop] for name, draw in draws.items()})
+            of_batches = []
+            for number in numbers:
+                entropy = np.random.SeedSequence([self._seed, epoch, AUGMENTATION, number, position, view])
+                generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
+                of_batches.append(transform.draw(shape, generator))
+            names = of_batches[0]
+            draws = {name: torch.cat([each[name][part.start : part.stop] for each in of_batches]) for name in names}
+            signal = transform.apply(signal, draws, in_place=True)
         return signal
 
 
@@ -216,12 +241,41 @@ class _Crops:
         # Row i is samples i to i + T of the flat array: one fancy index then copies whole windows, whatever the
         # lengths of the records. Taken from a plain view, since np.memmap is slow to index.
         self._windows = np.lib.stride_tricks.sliding_window_view(np.asarray(store.signals), window.num_samples)
+        resident = None if device.type == "cpu" else resident_signals(store, device)
+        self._resident_windows = None if resident is None else resident.unfold(0, window.num_samples, 1)
         self._mv_per_unit = store.mv_per_unit
 
     def gather(self, positions: NDArray[np.int64], starts: NDArray[np.int64]) -> Tensor:
         """(b,) positions in `rows` and (b, n) starts of crops -> (b, n, C, T) float32, each crop by itself."""
         first_leads = self._offsets[positions, None] + starts  # (b, n): where the first lead's window lies in the map
         leads = self.num_samples[positions, None, None] * self._leads  # (b, 1, C): how far behind it the others lie
-        windows = self._windows[first_leads[:, :, None] + leads]
-        signal = torch.from_numpy(windows).to(self.device).to(torch.float32)
-        return standardize(signal.mul_(self._mv_per_unit), self.window.standardize)
+        signal = self._read(first_leads[:, :, None] + leads).to(torch.float32)
+        return standardize(signal.mul_(self._mv_per_unit), self.window.standardize, in_place=True)
+
+    def _read(self, places: NDArray[np.int64]) -> Tensor:
+        """(b, n, C) places where windows begin in the map -> (b, n, C, T) int16 on the device."""
+        if self._resident_windows is not None:
+            return self._resident_windows[_sent(places, self.device)]
+        return _sent(self._windows[places], self.device)
+
+
+def _sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on a device, by way of pinned memory where that spares waiting for the device."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=1)  # a process trains and validates on one store at a time
+def resident_signals(store: Store, device: torch.device) -> Tensor | None:
+    """All samples of a store on a GPU; None where they would take more than RESIDENT_SHARE of its free memory."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return copied_to(device, store.signals) if store.signals.nbytes <= RESIDENT_SHARE * free_bytes else None
+
+
+def copied_to(device: torch.device, signals: NDArray[np.int16]) -> Tensor:
+    """(n,) samples on a device, copied there part by part."""
+    copy = torch.empty(len(signals), dtype=torch.int16, device=device)
+    for first in range(0, len(signals), _COPIED_SAMPLES):
+        part = np.array(signals[first : first + _COPIED_SAMPLES])  # a plain array that may be written to, for torch
+        copy[first : first + len(part)] = torch.from_numpy(part)
+    return copy

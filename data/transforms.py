@@ -55,12 +55,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from data.record import LEADS, one_of
 from data.waveforms import (
@@ -77,6 +78,7 @@ from data.waveforms import (
     normal_noise,
     read_at,
     samples_in,
+    sent_to,
     signal_of,
     sine,
     sizes_per,
@@ -110,6 +112,8 @@ class Transform(ABC):
     """
 
     probability: float = 1.0
+    _overwrites: ClassVar[bool] = False
+    """Whether `_apply` changes the tensor that it is given."""
 
     def __post_init__(self) -> None:
         _check_shares(probability=self.probability)
@@ -132,12 +136,13 @@ class Transform(ABC):
             draws["applied"] = chance < self._record_probability
         return draws
 
-    def apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def apply(self, signal: Tensor, draws: dict[str, Tensor], *, in_place: bool = False) -> Tensor:
         """Change some or all records of a batch as their draws say.
 
         Args:
-            signal: (b, C, T) float, left as it is.
+            signal: (b, C, T) float, left as it is unless `in_place`.
             draws: the rows of `draw` that belong to these records, on any device.
+            in_place: the signal may be overwritten; what is returned may still be another tensor.
 
         Returns:
             (b, C, T) of the same type on the signal's device; records that are not changed are so to the bit.
@@ -146,9 +151,9 @@ class Transform(ABC):
             ValueError: if this signal cannot be changed in this way.
         """
         if "applied" not in draws:
-            return self._apply(signal, draws)
+            return self._apply(signal.clone() if self._overwrites and not in_place else signal, draws)
         own = {name: draw for name, draw in draws.items() if name != "applied"}
-        changed = signal.clone()
+        changed = signal if in_place else signal.clone()
         _change_rows(changed, draws["applied"].cpu().nonzero()[:, 0], self._apply, own)
         return changed
 
@@ -235,7 +240,7 @@ class GaussianBlur(Transform):
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         reach = math.ceil(3 * self.max_sigma_samples)
         distance = torch.arange(-reach, reach + 1, device=signal.device)
-        sigma = draws["sigma"].to(signal.device)[:, None].clamp(min=0.01)  # so narrow a kernel is exactly 0, 1, 0
+        sigma = sent_to(signal, draws["sigma"])[:, None].clamp(min=0.01)  # so narrow a kernel is exactly 0, 1, 0
         kernel = torch.exp(-0.5 * (distance / sigma).square())  # (b, 2 reach + 1)
         kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(signal.dtype)
         wider = with_edges(signal, reach)
@@ -272,7 +277,7 @@ class FourierSurrogate(Transform):
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         spectrum = spectrum_of(signal)  # (b, C, F)
         _, num_leads, num_frequencies = spectrum.shape
-        seeds = draws["noise_seed"].to(signal.device)
+        seeds = sent_to(signal, draws["noise_seed"])
         angle = uniform_noise(seeds, num_leads if self.per == "lead" else 1, num_frequencies)
         angle = angle.mul_(math.pi * self.magnitude).to(spectrum.real.dtype)
         angle[:, :, 0] = 0
@@ -291,8 +296,8 @@ class Erase(Transform):
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         leads = torch.arange(signal.shape[1], device=signal.device)
-        erased = leads == draws["lead"].to(signal.device)[:, None]
-        return signal.masked_fill(erased[:, :, None], 0)
+        kept = leads != sent_to(signal, draws["lead"])[:, None]
+        return signal * kept[:, :, None]  # a fifth of the time of masked_fill on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,14 +310,17 @@ class Drop(Transform):
         _check_shares(share=self.share)
 
     def _draw(self, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
-        """`dropped`: (B, T) bool."""
-        num_records, _, num_samples = shape
-        count = draw_up_to(samples_in(self.share, num_samples), (num_records,), generator)
-        noise = torch.rand(num_records, num_samples, generator=generator, device=generator.device)
-        return {"dropped": noise.argsort(dim=1) < count[:, None]}  # a permutation of 0..T-1: exactly `count` are below
+        """`count`: (B,) time points to drop; `noise_seed`: (B,) from which follows, which."""
+        count = draw_up_to(samples_in(self.share, shape[2]), shape[:1], generator)
+        return {"count": count} | draw_noise_seed(shape, generator)
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        return signal.masked_fill(draws["dropped"].to(signal.device)[:, None], 0)
+        num_samples = signal.shape[2]
+        noise = uniform_noise(sent_to(signal, draws["noise_seed"]), 1, num_samples)[:, 0]
+        places = noise.topk(samples_in(self.share, num_samples), dim=1).indices  # as many as it may be, in random order
+        rank = torch.arange(places.shape[1], device=signal.device)
+        kept = torch.ones_like(noise).scatter_(1, places, (rank >= sent_to(signal, draws["count"])[:, None]).float())
+        return signal * kept[:, None].to(signal.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +343,7 @@ class Cutout(Transform):
         return draw_stretch(self.share, shape[:1], shape[2], generator, min_share=self.min_share)
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        return signal.masked_fill(in_stretch(signal, draws), 0)
+        return signal * ~in_stretch(signal, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,10 +362,10 @@ class Shift(Transform):
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         num_samples = signal.shape[2]
-        origin = torch.arange(num_samples, device=signal.device) - draws["steps"].to(signal.device)[:, None]  # (b, T)
-        outside = (origin < 0) | (origin >= num_samples)
-        origin = origin.clamp(0, num_samples - 1)[:, None].expand_as(signal)
-        return signal.gather(2, origin).masked_fill(outside[:, None], 0)
+        most = samples_in(self.share, num_samples)
+        windows = functional.pad(signal, (most, most)).unfold(2, num_samples, 1).transpose(1, 2)  # (b, starts, C, T)
+        records = torch.arange(len(signal), device=signal.device)
+        return windows[records, most - sent_to(signal, draws["steps"])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +396,7 @@ class TimeWarp(Transform):
         last = signal.shape[2] - 1
         time = torch.arange(last + 1, device=signal.device, dtype=torch.float64)
         angle = math.pi * torch.arange(1, self.num_waves + 1, device=signal.device, dtype=torch.float64)  # (K,)
-        change = draws["change"].to(angle) * (self.magnitude / self.num_waves)
+        change = sent_to(signal, draws["change"]).to(angle.dtype) * (self.magnitude / self.num_waves)
         waves = torch.sin(
             angle[:, None] * (time / max(last, 1))
         )  # (K, T): the integral of the speed, but for 1 / angle
@@ -417,7 +425,7 @@ class ResizedCrop(Transform):
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         last = signal.shape[2] - 1
         time = torch.arange(last + 1, device=signal.device, dtype=torch.float64)
-        part, place = (draws[name].to(time)[:, None] for name in ("part", "place"))
+        part, place = (sent_to(signal, draws[name]).to(time.dtype)[:, None] for name in ("part", "place"))
         return read_at(signal, place * (1 - part) * last + part * time)
 
 
@@ -540,7 +548,15 @@ class PartialWhiteNoise(Transform):
         return draw_noise_seed(shape, generator) | draw_stretch(self.share, shape[:1], shape[2], generator)
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        return signal + self.amplitude * normal_noise(signal, draws) * in_stretch(signal, draws)
+        num_samples = signal.shape[2]
+        most = samples_in(self.share, num_samples)
+        first, length = (sent_to(signal, draws[name])[:, None] for name in ("first", "length"))
+        # noise is dear: it is made where the longest stretch from there on would lie, not all over the crop
+        time = first.clamp(max=num_samples - most) + torch.arange(most, device=signal.device)  # (b, most)
+        inside = (time >= first) & (time < first + length)
+        noise = self.amplitude * normal_noise(signal, draws, time) * inside[:, None]
+        places = time[:, None].expand_as(noise)
+        return signal.scatter(2, places, signal.gather(2, places) + noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -732,7 +748,7 @@ class BaselineShift(Transform):
         return draws | {"step": step, "gain": draw_uniform(-1, 1, shape[:2], generator)}
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        step, gain = (draws[name].to(signal)[:, :, None] for name in ("step", "gain"))
+        step, gain = (sent_to(signal, draws[name]).to(signal.dtype)[:, :, None] for name in ("step", "gain"))
         steps = (step * in_stretch(signal, draws)).sum(dim=1, keepdim=True)  # (b, 1, T)
         return signal + self.amplitude * gain * steps
 
@@ -757,7 +773,7 @@ class Rescale(Transform):
         return {"gain": 1 + self.std * noise}
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        return signal * draws["gain"].to(signal)[:, :, None]
+        return signal * sent_to(signal, draws["gain"]).to(signal.dtype)[:, :, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -784,7 +800,7 @@ class LogGain(Transform):
         return {"gain": self.factor ** draw_uniform(-1, 1, sizes_per(self.per, shape), generator)}
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        return signal * draws["gain"].to(signal)[:, :, None]
+        return signal * sent_to(signal, draws["gain"]).to(signal.dtype)[:, :, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -810,9 +826,9 @@ class RandomLeadMask(Transform):
         return {"kept": (chance >= self.lead_probability) | (chance == chance.amax(dim=1, keepdim=True))}
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        kept = draws["kept"].to(signal.device)[:, :, None]
+        kept = sent_to(signal, draws["kept"])[:, :, None]
         if not self.restandardize:
-            return signal.masked_fill(~kept, 0)
+            return signal * kept
         count = kept.sum(dim=1, keepdim=True) * signal.shape[2]
         mean = (signal * kept).sum(dim=(1, 2), keepdim=True) / count
         centred = (signal - mean) * kept
@@ -848,8 +864,8 @@ class LeadSubset(Transform):
                 f"leads must name each lead of the signal, got {len(self.leads)} names for {signal.shape[1]} leads: "
                 f"name those of data.leads, in their order"
             )
-        masked = torch.tensor([name not in self._kept_names for name in self.leads], device=signal.device)
-        return signal.masked_fill(masked[:, None], 0)
+        kept = torch.tensor([name in self._kept_names for name in self.leads])
+        return signal * sent_to(signal, kept)[:, None]
 
 
 def _up_to(most: float, level: float) -> float:
@@ -915,6 +931,7 @@ class RandAugment(Transform):
     """
 
     probability: float = field()  # without the default of the others
+    _overwrites: ClassVar[bool] = True
     operations: Sequence[str]
     level: float
     num_layers: int
@@ -955,22 +972,27 @@ class RandAugment(Transform):
 
     def _apply(self, signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Layer by layer, each operation on those records that drew it."""
-        signal = signal.clone()
-        chosen = draws["operation"].cpu()
+        chosen = draws["operation"].cpu().numpy()
+        own: dict[str, dict[str, Tensor]] = {name: {} for name in self.built}
+        for place, draw in draws.items():
+            name, dot, key = place.partition(".")
+            if dot:
+                own[name][key] = draw
         for layer in range(self.num_layers):
             for number, (name, operation) in enumerate(self.built.items()):
-                own = {key.removeprefix(f"{name}."): draw for key, draw in draws.items() if key.startswith(f"{name}.")}
-                _change_rows(signal, (chosen[:, layer] == number).nonzero()[:, 0], operation.apply, own)
+                records = np.flatnonzero(chosen[:, layer] == number)
+                _change_rows(signal, torch.from_numpy(records), operation.apply, own[name])
         return signal
 
 
-def standardize(signal: Tensor, axis: Literal["record", "lead", "none"]) -> Tensor:
+def standardize(signal: Tensor, axis: Literal["record", "lead", "none"], *, in_place: bool = False) -> Tensor:
     """Shift to mean 0 and scale to standard deviation 1 (population); what is constant becomes 0.
 
     Args:
-        signal: (..., C, T) float.
+        signal: (..., C, T) float, left as it is unless `in_place`.
         axis: `record` takes all leads and samples of a record together, so the leads keep their relative sizes;
             `lead` takes every lead for itself; `none` returns the signal as it is.
+        in_place: overwrite the signal.
 
     Returns:
         (..., C, T) of the same type on the same device.
@@ -984,7 +1006,7 @@ def standardize(signal: Tensor, axis: Literal["record", "lead", "none"]) -> Tens
         raise ValueError(f"standardize must be record, lead or none, got {axis!r}")
     dims = (-2, -1) if axis == "record" else (-1,)
     mean = signal.mean(dim=dims, keepdim=True)
-    centred = signal - mean
+    centred = signal.sub_(mean) if in_place else signal - mean
     std = centred.square().mean(dim=dims, keepdim=True).sqrt()  # several times as fast on a CPU as torch.var_mean
     return _scaled(centred, mean, std)
 
@@ -1070,8 +1092,13 @@ def _change_rows(
     if len(records) == 0:
         return
     own = {name: draw.index_select(0, records.to(draw.device)) for name, draw in draws.items()}
-    here = records.to(signal.device)
-    signal.index_copy_(0, here, change(signal.index_select(0, here), own))
+    here = sent_to(signal, records)
+    changed = change(signal.index_select(0, here), own)
+    if signal.device.type == "cpu" and signal.dtype in (torch.float32, torch.float64):
+        # numpy copies a record at a time, index_copy_ a number at a time: three times as long
+        signal.numpy()[records.numpy()] = changed.numpy()
+    else:
+        signal.index_copy_(0, here, changed)
 
 
 def _check_shares(**values: float) -> None:

@@ -20,6 +20,15 @@ Shape = tuple[int, int, int]
 """(B, C, T) of the global batch."""
 
 
+def sent_to(signal: Tensor, draw: Tensor) -> Tensor:
+    """`draw` on the signal's device.
+
+    A GPU is not waited for: its driver puts away anything as small as a draw before it returns. On the way back from
+    one a draw that is not waited for would be read too early.
+    """
+    return draw.to(signal.device, non_blocking=signal.device.type != "cpu")
+
+
 def draw_uniform(low: float, high: float, sizes: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Float32 of any sizes from `low` up to `high`, which is left out."""
     return low + (high - low) * torch.rand(sizes, generator=generator, device=generator.device)
@@ -60,7 +69,7 @@ def draw_stretch(
 
 def in_stretch(signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
     """The samples inside each stretch, bool: (b, 1, T), or (b, M, T) where `first` and `length` are (b, M)."""
-    first, length = (draws[name].to(signal.device) for name in ("first", "length"))
+    first, length = (sent_to(signal, draws[name]) for name in ("first", "length"))
     first, length = (value.view(len(value), -1, 1) for value in (first, length))
     time = torch.arange(signal.shape[2], device=signal.device)
     return (time >= first) & (time < first + length)
@@ -74,7 +83,7 @@ def draw_phase(shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
 def cycles_of(signal: Tensor, draws: dict[str, Tensor], period_share: float) -> Tensor:
     """(b, 1, T) position in a wave, in cycles, whose period is a share of the crop."""
     time = torch.arange(signal.shape[2], device=signal.device, dtype=signal.dtype)
-    return time / (period_share * signal.shape[2]) + draws["phase"].to(signal)[:, None, None]
+    return time / (period_share * signal.shape[2]) + sent_to(signal, draws["phase"]).to(signal.dtype)[:, None, None]
 
 
 def sine(cycles: Tensor) -> Tensor:
@@ -123,9 +132,9 @@ def sum_of_waves(signal: Tensor, draws: dict[str, Tensor], cycles: Tensor) -> Te
         (b, C, T); at time t the sum over the waves of weight * cos(2 pi (cycles * t / T + phase)), times the lead's
         gain.
     """
-    phase, weight, gain = (draws[name].to(signal.device)[:, :, None] for name in ("phase", "weight", "gain"))
+    phase, weight, gain = (sent_to(signal, draws[name])[:, :, None] for name in ("phase", "weight", "gain"))
     time = torch.arange(signal.shape[2], device=signal.device) / signal.shape[2]
-    angle = (2 * math.pi) * (cycles.to(signal.device)[:, :, None] * time + phase)  # (b, K, T)
+    angle = (2 * math.pi) * (sent_to(signal, cycles)[:, :, None] * time + phase)  # (b, K, T)
     return (gain * torch.cos(angle).mul_(weight).sum(dim=1, keepdim=True)).to(signal.dtype)
 
 
@@ -140,22 +149,47 @@ def uniform_noise(seeds: Tensor, rows: int, columns: int) -> Tensor:
     Every place scrambles its own number with the seed. Drawn from a generator instead, the noise of the whole global
     batch would have to be made on every worker's CPU and sent to its device.
     """
-    position = torch.arange(rows * columns, device=seeds.device).view(rows, columns)
-    word = _scrambled(_scrambled(position) ^ seeds[:, None, None])
-    return (word >> 9).to(torch.float32).add_(0.5).mul_(2.0**-22).sub_(1)  # 23 bits: -1 and 1 are never reached
+    return _uniform_noise_at(seeds, torch.arange(rows * columns, device=seeds.device).view(rows, columns))
 
 
-def normal_noise(signal: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """(b, C, T) standard normal noise that is a function of each record's `noise_seed` alone."""
-    uniform = uniform_noise(draws["noise_seed"].to(signal.device), signal.shape[1], signal.shape[2])
+def normal_noise(signal: Tensor, draws: dict[str, Tensor], time: Tensor | None = None) -> Tensor:
+    """Standard normal noise that is a function of each record's `noise_seed` alone.
+
+    Args:
+        signal: (b, C, T).
+        draws: of `draw_noise_seed`.
+        time: (b, n) samples of the crop that the noise is wanted at, all where None.
+
+    Returns:
+        (b, C, T), or its samples at `time`, (b, C, n).
+    """
+    seeds, num_leads, num_samples = sent_to(signal, draws["noise_seed"]), signal.shape[1], signal.shape[2]
+    if time is None:
+        uniform = uniform_noise(seeds, num_leads, num_samples)
+    else:
+        lead = torch.arange(num_leads, device=signal.device)[:, None]
+        uniform = _uniform_noise_at(seeds, lead * num_samples + time[:, None])
     return uniform.erfinv_().mul_(math.sqrt(2)).to(signal.dtype)
 
 
+def _uniform_noise_at(seeds: Tensor, position: Tensor) -> Tensor:
+    """(b,) seeds and (rows, columns) or (b, rows, columns) positions below 2^31 -> (b, rows, columns) float32."""
+    # in int32, whose products wrap around as the hash wants them to: a CPU is several times as fast as in int64
+    word = _scrambled(_scrambled(position.to(torch.int32)) ^ seeds.to(torch.int32)[:, None, None])
+    word = (word >> 9).bitwise_and_(2**23 - 1)
+    return word.to(torch.float32).add_(0.5).mul_(2.0**-22).sub_(1)  # 23 bits: -1 and 1 are never reached
+
+
 def _scrambled(word: Tensor) -> Tensor:
-    """int64 below 2^32, overwritten, one to one, every bit depending on all: the finaliser of MurmurHash3."""
-    for shift, factor in ((16, 0x85EBCA6B - 2**32), (13, 0xC2B2AE35 - 2**32)):  # less 2^32: no product leaves int64
-        word.bitwise_xor_(word >> shift).mul_(factor).bitwise_and_(0xFFFFFFFF)
-    return word.bitwise_xor_(word >> 16)
+    """int32, overwritten, one to one, every bit depending on all: the finaliser of MurmurHash3."""
+    for shift, factor in ((16, 0x85EBCA6B - 2**32), (13, 0xC2B2AE35 - 2**32)):  # less 2^32: as int32 has them
+        word.bitwise_xor_(_shifted_right(word, shift)).mul_(factor)
+    return word.bitwise_xor_(_shifted_right(word, 16))
+
+
+def _shifted_right(word: Tensor, shift: int) -> Tensor:
+    """int32 with zeros moving in; `>>` moves the sign in."""
+    return (word >> shift).bitwise_and_(2 ** (32 - shift) - 1)
 
 
 def spectrum_of(signal: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ def test_a_miniature_gives_every_figure(benchmark, root, tmp_path, capsys):
         "second_process_mib": "MiB",
         "second_process_percent": "% of the store",
         "build_seconds": "s",
+        "build_processor_seconds": "s",
         "build_peak_mib": "MiB",
+        "build_resident_mib": "MiB",
     }
     rate, added = figures["records_per_second"], figures["second_process_mib"]
     assert rate.target == 50
@@ -48,12 +50,13 @@ def test_a_miniature_gives_every_figure(benchmark, root, tmp_path, capsys):
     assert added.target == pytest.approx(added.baseline / 20)
     assert figures["second_process_percent"].value == pytest.approx(100 * added.value / added.baseline)
     assert figures["build_seconds"].value > 0
+    assert figures["build_resident_mib"].value > figures["build_peak_mib"].value
     assert capsys.readouterr().out.startswith("records_per_second of 2 rounds: ")
 
 
 def test_the_usual_way_delivers_what_the_store_does(benchmark, root, tmp_path):
     settings = benchmark.data_settings(root, tmp_path).model_copy(update={"window_s": 10.0})
-    store, _, _ = benchmark.build(settings)
+    store, _ = benchmark.build(settings)
     usual = benchmark.FilteredAtEveryRead(store.index, settings)
     (ours,) = TrainBatches(
         store,
@@ -81,11 +84,13 @@ def test_a_folder_without_recordings_ends_in_one_line(benchmark, tmp_path, monke
 
 
 def test_memory_that_a_block_holds_for_a_while_is_part_of_its_peak(benchmark):
-    with benchmark.peak_of_private_mib() as peak_mib:
+    with benchmark.watched() as cost:
         held = np.ones(64 * 2**20, dtype=np.uint8)
-        for _ in range(1000):  # seconds; the watcher looks ten times in one
-            if peak_mib[0] > 32:
+        for _ in range(1000):  # seconds; the watcher looks five times in one
+            if cost.private_mib > 32:
                 break
             held += 1
         del held
-    assert 32 < peak_mib[0] < 96
+    assert 32 < cost.private_mib < 96
+    assert cost.private_mib < cost.resident_mib
+    assert 0 < cost.processor_seconds <= cost.seconds * 1.5

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.loaders import TrainBatches, Window, eval_batches, worker_share
+from data import loaders
+from data.loaders import TrainBatches, Window, copied_to, eval_batches, resident_signals, worker_share
 from data.transforms import OPERATIONS, Flip, RandAugment, Transform, WhiteNoise, standardize
 
 CPU = torch.device("cpu")
@@ -16,7 +17,7 @@ NUM_LEADS = 3
 MV_PER_UNIT = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
 class SmallStore:
     """What the loaders ask of data.store.Store, in memory."""
 
@@ -111,6 +112,59 @@ def test_the_parts_of_all_workers_are_the_batch_of_one(num_records, batch_size, 
         assert np.array_equal(np.concatenate([part.rows for part in parts]), whole.rows)
         assert {part.global_size for part in parts} == {whole.global_size} == {len(whole.rows)}
         assert [part.start for part in parts] == np.cumsum([0, *(len(part.rows) for part in parts)])[:-1].tolist()
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_a_batch_is_the_same_prepared_alone_or_with_others(monkeypatch, num_views):
+    augment = RandAugment(operations=list(OPERATIONS), level=9, num_layers=2, probability=0.7)
+    store = store_of([12] * 23)
+    together = list(batches_of(store, transforms=[augment], num_views=num_views).epoch(1))
+    monkeypatch.setattr(loaders, "_PREPARED_RECORDS", 1)
+    alone = list(batches_of(store, transforms=[augment], num_views=num_views).epoch(1))
+    assert len(together) == len(alone) == 5
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.rows, other.rows)
+        torch.testing.assert_close(one.signal, other.signal)
+
+
+def test_crops_gathered_from_a_copy_on_the_device_are_those_of_the_map(monkeypatch):
+    monkeypatch.setattr(loaders, "_COPIED_SAMPLES", 7)  # so that the copy takes many parts, the last one shorter
+    store = store_of([8, 13, 9, 20, 11])
+    from_map, from_copy = (batches_of(store, num_views=2, batch_size=2) for _ in range(2))
+    copy = copied_to(CPU, store.signals)
+    assert np.array_equal(copy.numpy(), store.signals)
+    from_copy._crops._resident_windows = copy.unfold(0, 8, 1)
+    for expected, found in zip(from_map.epoch(3), from_copy.epoch(3), strict=True):
+        assert torch.equal(found.signal, expected.signal)
+
+
+def test_recordings_are_copied_to_a_gpu_whose_free_memory_they_would_take_a_quarter_of(monkeypatch):
+    store = store_of([50] * 4)  # 600 samples of two bytes
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(loaders, "copied_to", lambda device, signals: (device, len(signals)))
+    found = []
+    for free_bytes in (4799, 4800):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free_bytes=free_bytes: (free_bytes, 10**9))
+        resident_signals.cache_clear()
+        found.append(resident_signals(store, gpu))
+    resident_signals.cache_clear()
+    assert found == [None, (gpu, 600)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("resident_share", [0.0, 0.25])
+def test_batches_on_a_gpu_are_those_of_the_cpu(monkeypatch, resident_share):
+    monkeypatch.setattr(loaders, "RESIDENT_SHARE", resident_share)
+    resident_signals.cache_clear()
+    augment = RandAugment(operations=list(OPERATIONS), level=9, num_layers=2, probability=0.7)
+    store = store_of([400] * 12)
+    window = Window(num_samples=300, standardize="record", num_crops=1)
+    settings_of = {"window": window, "transforms": [augment], "targets": np.eye(12, dtype=np.float32)}
+    on_gpu = batches_of(store, **settings_of, device=torch.device("cuda", 0))
+    for expected, found in zip(batches_of(store, **settings_of).epoch(0), on_gpu.epoch(0), strict=True):
+        torch.testing.assert_close(found.signal.cpu(), expected.signal, atol=1e-4, rtol=1e-4)
+        assert torch.equal(found.targets.cpu(), expected.targets)
+    resident_signals.cache_clear()
 
 
 def test_targets_stay_with_their_rows():

@@ -45,6 +45,7 @@ from data.transforms import (
     random_crop_starts,
     standardize,
 )
+from data.waveforms import in_stretch, normal_noise, uniform_noise
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2"]
 ST_MEM_OPERATIONS = ["shift", "cutout", "drop", "flip", "erase", "sine", "partial_sine", "partial_white_noise"]
@@ -259,6 +260,30 @@ def test_erase_zeroes_exactly_one_lead_of_each_record_and_every_lead_in_turn():
     assert (erased.sum(dim=1) == 1).all()
     assert erased.any(dim=0).all()
     assert torch.equal(applied(Erase(), signal)[~erased], signal[~erased])
+
+
+def test_noise_is_the_finaliser_of_murmurhash3_of_each_place_and_the_seed():
+    def scrambled(word):
+        word = word ^ (word >> np.uint32(16))
+        word = word * np.uint32(0x85EBCA6B)
+        word = word ^ (word >> np.uint32(13))
+        word = word * np.uint32(0xC2B2AE35)
+        return word ^ (word >> np.uint32(16))
+
+    seeds = np.array([0, 1, 2**31, 2**32 - 1], dtype=np.uint32)
+    words = scrambled(scrambled(np.arange(60, dtype=np.uint32).reshape(3, 20)) ^ seeds[:, None, None])
+    expected = ((words >> np.uint32(9)).astype(np.float64) + 0.5) / 2**22 - 1
+    found = uniform_noise(torch.from_numpy(seeds.astype(np.int64)), 3, 20)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-7)
+
+
+def test_noise_on_a_stretch_is_that_of_the_whole_crop_there():
+    signal = torch.zeros(300, 3, 40)
+    partial = PartialWhiteNoise(amplitude=1, share=0.4)
+    draws = partial.draw((300, 3, 40), generator_of(0))
+    expected = normal_noise(signal, draws) * in_stretch(signal, draws)
+    torch.testing.assert_close(partial.apply(signal, draws), expected)
+    assert set(expected[:, 0].ne(0).sum(dim=1).tolist()) == set(range(17))  # 0.4 of 40 samples
 
 
 def test_flip_negates():
