@@ -102,7 +102,8 @@ class AshaScheduler(Settings):
     """Asynchronous successive halving."""
 
     name: Literal["asha"]
-    grace_epochs: int = Field(ge=1)
+    grace_epochs: int | None = Field(ge=1)
+    """The first rung; null: a sixteenth of the trial."""
     reduction_factor: int = Field(ge=2)
 
 
@@ -110,7 +111,8 @@ class AshaPromotionScheduler(Settings):
     """Asynchronous successive halving in which a trial waits at each rung until it is promoted."""
 
     name: Literal["asha_promotion"]
-    grace_epochs: int = Field(ge=1)
+    grace_epochs: int | None = Field(ge=1)
+    """The first rung; null: a sixteenth of the trial."""
     reduction_factor: int = Field(ge=2)
 
 

@@ -19,10 +19,11 @@ import numpy as np
 import optuna
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from search_spaces.distributions import Space, encoded
+from search_spaces.distributions import Space, decoded, encoded
+from search_spaces.parzen import place_of
 from search_spaces.samplers import PausedAsPruned, make_sampler
 from search_spaces.schedulers import Decision, Policy
 from search_spaces.schema import Sampler
@@ -35,14 +36,12 @@ class Epoch:
     """One epoch of a curve.
 
     Attributes:
-        value: the searched metric at its end.
+        value: the searched metric at its end; NaN where the trial diverged.
         seconds: what it took.
-        test: the metric on data that no one chooses by; NaN where none was recorded.
     """
 
     value: float
     seconds: float
-    test: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -102,32 +101,25 @@ class Synthetic:
 class TableOfCurves:
     """Curves that were recorded: a trial trains the nearest recorded configuration that its study has not had.
 
-    Near is what differs least in the unit cube of the space (a logarithm where it has one, 0 or 1 for a choice). The
-    sampler is told of the configuration that was trained, not of the one it proposed: what it learns is true, but a
-    proposal near a good point that is used up becomes a point further off, so a sampler that closes in (TPE) shows
-    less of an advantage over random search than it would have, the less the fuller the table is used.
+    Near is what differs least in the unit cube of the space (search_spaces.parzen.place_of); a choice differs by 0 or
+    1, as does a key that only one of two configurations has. The sampler is told of the configuration that was trained,
+    not of the one it proposed: what it learns is true, but a proposal near a good point that is used up becomes a point
+    further off. So a sampler that closes in (TPE) shows less of an advantage over random search than it would have, the
+    less the fuller the table is used.
 
     Args:
-        path: a parquet file with a row for each configuration and epoch: `config`, the keys of the space, `epoch` from
-            1, `value`, `test_value`, `seconds`.
-        space: what is searched; every configuration has all of its keys.
-
-    Raises:
-        ValueError: if a configuration lacks an epoch.
+        path: a parquet file with a row for each configuration and epoch: `configuration`, `epoch` from 1, `value`,
+            `seconds` and the keys of the space. One whose rows end early, or in a missing value, diverged there.
+        space: what is searched.
     """
 
     def __init__(self, path: Path, space: Space) -> None:
         self.space = space
-        table = pq.read_table(path).to_pandas().sort_values(["config", "epoch"])
-        first = table.drop_duplicates("config")
+        table = pq.read_table(path).to_pandas().sort_values(["configuration", "epoch"])
         self.num_epochs = int(table["epoch"].max())
-        if len(table) != len(first) * self.num_epochs:
-            raise ValueError(f"{path} must hold {self.num_epochs} epochs of each of {len(first)} configurations")
-        keys = [leaf.key for leaf in space.leaves]
-        self.choices = [dict(zip(keys, row, strict=True)) for row in first[keys].itertuples(index=False)]
-        self.values, self.tests, self.seconds = (
-            table[name].to_numpy().reshape(-1, self.num_epochs) for name in ("value", "test_value", "seconds")
-        )
+        epochs = table.pivot(index="configuration", columns="epoch", values=["value", "seconds"])
+        self._values, self._seconds = epochs["value"].to_numpy(), epochs["seconds"].fillna(0.0).to_numpy()
+        self.choices = [self._choices(row) for row in table.drop_duplicates("configuration").to_dict("records")]
         self._cube = np.array([self._in_the_cube(choices) for choices in self.choices])
 
     def of(self, choices: Mapping[str, Any], taken: set[int]) -> Curve:
@@ -137,32 +129,41 @@ class TableOfCurves:
             ValueError: if the study has had every configuration.
         """
         if len(taken) == len(self.choices):
-            raise ValueError(f"the table must hold more configurations than the study has trials, got {len(taken)}")
+            raise ValueError(f"the table must hold as many configurations as the study has trials, got {len(taken)}")
         distance = self._distances(self._in_the_cube(choices))
         distance[list(taken)] = np.inf
         row = int(distance.argmin())
         taken.add(row)
         return Curve(
             self.choices[row],
-            lambda epoch: Epoch(*(column[row, epoch - 1] for column in (self.values, self.seconds, self.tests))),
+            lambda epoch: Epoch(float(self._values[row, epoch - 1]), float(self._seconds[row, epoch - 1])),
         )
 
+    def _choices(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's choices: of a key that it lacks, and of a choice that is null, the table has a missing value."""
+        choices: dict[str, Any] = {}
+        for leaf in self.space.leaves:
+            if leaf.holds(choices):
+                value = row[leaf.key]
+                missing = value is None or value != value
+                choices[leaf.key] = None if missing else decoded(encoded(value))
+                if isinstance(leaf.distribution, IntDistribution):  # a column with missing values holds floats
+                    choices[leaf.key] = int(value)
+        return choices
+
     def _in_the_cube(self, choices: Mapping[str, Any]) -> list[float]:
-        return [place_in_cube(leaf.distribution, choices[leaf.key]) for leaf in self.space.leaves]
+        return [
+            place_of(leaf.distribution, encoded(choices[leaf.key])) if leaf.key in choices else math.nan
+            for leaf in self.space.leaves
+        ]
 
     def _distances(self, point: Sequence[float]) -> NDArray[np.float64]:
-        apart = np.abs(self._cube - np.array(point))
-        kinds = np.array([isinstance(leaf.distribution, CategoricalDistribution) for leaf in self.space.leaves])
-        return np.square(np.where(kinds, apart != 0, apart)).sum(axis=1)
-
-
-def place_in_cube(distribution: BaseDistribution, value: Any) -> float:
-    """Where a value lies between its range's ends, from 0 to 1; the index of a choice."""
-    if isinstance(distribution, CategoricalDistribution):
-        return float(distribution.to_internal_repr(encoded(value)))
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    scale = math.log if distribution.log else float
-    return (scale(value) - scale(distribution.low)) / (scale(distribution.high) - scale(distribution.low) or 1.0)
+        of_choices = [isinstance(leaf.distribution, CategoricalDistribution) for leaf in self.space.leaves]
+        apart = np.abs(self._cube - point)
+        apart = np.where(of_choices, apart != 0, np.nan_to_num(apart, nan=1.0))
+        apart[np.isnan(self._cube) & np.isnan(point)] = 0.0  # neither has the key
+        distances: NDArray[np.float64] = np.square(apart).sum(axis=1)
+        return distances
 
 
 # ---- who hands out trials ----------------------------------------------------------------------------------------
@@ -179,6 +180,9 @@ class Books(Protocol):
 
     def report(self, number: int, epoch: int, value: float, *, last: bool) -> Decision:
         """Take in an epoch's value and whether it is the trial's last; what does not go on has ended or waits."""
+
+    def diverges(self, number: int) -> None:
+        """Take in that a trial has ended without a value."""
 
 
 class StudyInMemory:
@@ -229,9 +233,7 @@ class StudyInMemory:
 
     def trains(self, number: int, choices: Mapping[str, Any]) -> None:
         """See Books."""
-        for leaf in self._space.leaves:
-            value = leaf.distribution.to_internal_repr(encoded(choices[leaf.key]))
-            self.study._storage.set_trial_param(self._id(number), leaf.key, value, leaf.distribution)
+        put_in_place(self.study, number, self._space, choices)
 
     def report(self, number: int, epoch: int, value: float, *, last: bool) -> Decision:
         """See Books."""
@@ -239,16 +241,35 @@ class StudyInMemory:
         self._best[number] = max(value, self._best[number])
         decision = self._policy.report(number, epoch, value)
         if last or decision == "stop":
-            self._policy.ended(number)
-            state = TrialState.COMPLETE if last else TrialState.PRUNED
-            self.study.tell(number, self._best[number] if last else None, state=state)
+            self._end(number, TrialState.COMPLETE if last else TrialState.PRUNED)
             return "stop"
         if decision == "pause":
             self._proposing.pause(self.study._storage.get_trial(self._id(number)))
         return decision
 
+    def diverges(self, number: int) -> None:
+        """See Books."""
+        self.study._storage.set_trial_user_attr(self._id(number), "reason", "non_finite")
+        self._end(number, TrialState.PRUNED)
+
+    def _end(self, number: int, state: TrialState) -> None:
+        self._policy.ended(number)
+        self.study.tell(number, self._best[number] if state == TrialState.COMPLETE else None, state=state)
+
     def _id(self, number: int) -> int:
         return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+
+def put_in_place(study: optuna.Study, number: int, space: Space, choices: Mapping[str, Any]) -> None:
+    """Let a study in memory believe that a trial was proposed with other choices than it was."""
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    storage.get_trial(trial_id).params.clear()
+    storage.get_trial(trial_id).distributions.clear()
+    for leaf in space.leaves:
+        if leaf.key in choices:
+            value = leaf.distribution.to_internal_repr(encoded(choices[leaf.key]))
+            storage.set_trial_param(trial_id, leaf.key, value, leaf.distribution)
 
 
 # ---- workers and a clock -----------------------------------------------------------------------------------------
@@ -261,7 +282,7 @@ class Simulated:
     Attributes:
         number: its number in the study.
         curve: what it trains.
-        epoch: the last one reported.
+        epoch: the last one computed.
         num_starts: how often a worker took it up.
     """
 
@@ -366,6 +387,9 @@ class _Simulation:
         """Whether a trial whose next epoch has come to its end computes another one."""
         trial.epoch += 1
         found = trial.curve.epoch(trial.epoch)
+        if math.isnan(found.value):
+            self._books.diverges(trial.number)
+            return False
         self._search.results.append(Result(self._search.seconds, trial.number, trial.epoch, found))
         last = trial.epoch == self._curves.num_epochs
         if self._books.report(trial.number, trial.epoch, found.value, last=last) != "go_on":

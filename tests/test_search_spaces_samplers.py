@@ -4,11 +4,10 @@ import math
 
 import optuna
 import pytest
-from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace
 from optuna.trial import TrialState
 
 from search_spaces.distributions import parse
-from search_spaces.samplers import GroupsOfKinds, make_sampler
+from search_spaces.samplers import make_sampler
 from search_spaces.schema import CmaEsSampler, GpSampler, Nsga2Sampler, PlainSampler, TpeSampler
 
 NUMBERS = {
@@ -92,14 +91,6 @@ def test_a_proposal_follows_from_the_history_the_seed_and_the_number(name, tmp_p
 def test_no_point_is_proposed_a_second_time(name):
     points = [tuple(sorted(values.items(), key=str)) for values in study_of(name, 12)[1]]
     assert len(set(points)) == 12
-
-
-def test_tpe_proposes_what_optunas_own_does_though_it_looks_at_one_trial_of_each_kind():
-    study, _ = study_of("tpe", 25)
-    theirs, ours = _GroupDecomposedSearchSpace(include_pruned=True), GroupsOfKinds(include_pruned=True)
-    groups = ours.calculate(study).search_spaces
-    assert [sorted(group) for group in groups] == [sorted(group) for group in theirs.calculate(study).search_spaces]
-    assert len(groups) == 2  # what is always searched, and what one choice brings with it
 
 
 def test_a_study_that_holds_two_trials_at_a_time_does_not_try_one_point_twice():

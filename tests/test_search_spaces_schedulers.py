@@ -154,6 +154,13 @@ def test_a_task_of_one_stage_has_its_rungs_where_they_are_asked_for(task, num_pr
 def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_training(task):
     assert rungs_of(lasting(task, 3, 3), grace_epochs=1, reduction_factor=3) == (1, 3)
     assert rungs_of(lasting(task, 2, 3), grace_epochs=1, reduction_factor=3) == (1, 4)
+    assert rungs_of(lasting(task, 3, 3), grace_epochs=None, reduction_factor=3) == (1, 3)
+
+
+def test_the_first_rung_of_a_long_trial_is_at_a_sixteenth_unless_it_is_given(task):
+    assert make_policy(launch_of("scheduler=asha").scheduler, lasting(task, 100, 30)).rungs == (8, 24, 72)
+    typed = ("scheduler=asha_promotion", "scheduler.grace_epochs=2")
+    assert make_policy(launch_of(*typed).scheduler, lasting(task, 100, 30)).rungs == (2, 6, 18, 54)
 
 
 @modest

@@ -185,23 +185,33 @@ def test_optuna_is_told_how_each_trial_ended():
 
 # -------- a table of curves
 
+TABLED = parse(
+    {
+        "lr": {"log_uniform": [1e-4, 1e-2]},
+        "depth": {"int_uniform": [1, 4]},
+        "name": {"choice": ["a", None]},
+        "decay": {"uniform": [0.0, 1.0], "when": {"name": "a"}},
+    }
+)
+
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Twelve configurations on a grid; what a trial of one reports tells which it was."""
+    """Twelve configurations on a grid; what a trial of one reports tells which it was. Number 5 diverges."""
     rows = [
         {
-            "config": config,
+            "configuration": config,
             "lr": 10.0 ** -(4 - (config % 3)),
             "depth": 1 + config % 2,
-            "name": "ab"[config // 6],
+            "name": "a" if config < 6 else None,
+            "decay": 0.5 if config < 6 else None,
             "epoch": epoch,
-            "value": config + epoch / 10,
-            "test_value": config - epoch / 10,
+            "value": math.nan if (config, epoch) == (5, 2) else config + epoch / 10,
             "seconds": 1.0 + config,
         }
         for config in range(12)
         for epoch in range(1, 4)
+        if (config, epoch) != (5, 3)
     ]
     path = tmp_path_factory.mktemp("table") / "curves.parquet"
     pd.DataFrame(rows).sample(frac=1, random_state=0).to_parquet(path)
@@ -209,30 +219,41 @@ def table(tmp_path_factory):
 
 
 def test_a_trial_trains_the_nearest_recorded_configuration_that_is_left(table):
-    curves, taken = TableOfCurves(table, SPACE), set()
-    asked = {"lr": 9e-4, "depth": 2, "name": "b"}
-    assert curves.of(asked, taken).choices == {"lr": 1e-3, "depth": 2, "name": "b"}
-    assert curves.of(asked, taken).choices == {"lr": 1e-3, "depth": 1, "name": "b"}  # a third of a range away
+    curves, taken = TableOfCurves(table, TABLED), set()
+    asked = {"lr": 9e-4, "depth": 2, "name": None}
+    assert curves.of(asked, taken).choices == {"lr": 1e-3, "depth": 2, "name": None}
+    assert curves.of(asked, taken).choices == {"lr": 1e-3, "depth": 1, "name": None}  # a fourth of a range away
     assert taken == {7, 10}
-    found = curves.of({"lr": 1e-4, "depth": 1, "name": "a"}, taken).epoch(3)
-    assert (found.value, found.test, found.seconds) == (0.3, -0.3, 1.0)
+    found = curves.of({"lr": 1e-4, "depth": 1, "name": "a", "decay": 0.4}, taken)
+    assert found.choices == {"lr": 1e-4, "depth": 1, "name": "a", "decay": 0.5}
+    assert (found.epoch(3).value, found.epoch(3).seconds) == (0.3, 1.0)
 
 
-def test_the_sampler_learns_of_what_was_trained_and_no_configuration_is_trained_twice(table):
-    books = books_of("fifo", num_trials=12, sampler=TpeSampler(name="tpe", num_startup_trials=3))
-    search = simulate(books, TableOfCurves(table, SPACE), num_workers=2)
+@pytest.mark.parametrize("sampler", [TpeSampler(name="tpe", num_startup_trials=3), RANDOM])
+def test_the_sampler_learns_of_what_was_trained_and_no_configuration_is_trained_twice(table, sampler):
+    books = StudyInMemory(TABLED, sampler, NoStopping(), num_trials=12, seed=0)
+    search = simulate(books, TableOfCurves(table, TABLED), num_workers=2)
     trained = [frozen.params for frozen in books.study.trials]
     assert len({tuple(params.items()) for params in trained}) == 12
     assert trained == [search.trials[number].curve.choices for number in range(12)]
 
 
-def test_a_table_that_is_used_up_or_incomplete_is_refused(table, tmp_path):
-    curves = TableOfCurves(table, SPACE)
-    with pytest.raises(ValueError, match="must hold more configurations than the study has trials"):
-        curves.of({"lr": 1e-3, "depth": 1, "name": "a"}, set(range(12)))
-    pd.read_parquet(table).query("config != 3 or epoch != 2").to_parquet(tmp_path / "curves.parquet")
-    with pytest.raises(ValueError, match="must hold 3 epochs of each of 12 configurations"):
-        TableOfCurves(tmp_path / "curves.parquet", SPACE)
+def test_a_trial_that_diverges_ends_there_and_its_time_counts(table):
+    books = StudyInMemory(TABLED, RANDOM, NoStopping(), num_trials=12, seed=0)
+    search = simulate(books, TableOfCurves(table, TABLED), num_workers=2)
+    (number,) = [trial.number for trial in search.trials.values() if trial.epoch < 3]
+    told = books.study.trials[number]
+    assert (told.state, told.user_attrs, told.intermediate_values) == (
+        TrialState.PRUNED,
+        {"reason": "non_finite"},
+        {1: 5.1},
+    )
+    assert search.device_seconds == sum(3 * (1 + config) for config in range(12)) - 6
+
+
+def test_a_table_that_is_used_up_is_refused(table):
+    with pytest.raises(ValueError, match="must hold as many configurations as the study has trials"):
+        TableOfCurves(table, TABLED).of({"lr": 1e-3, "depth": 1, "name": None}, set(range(12)))
 
 
 # -------- beside the ledger
