@@ -23,8 +23,8 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from search_spaces.distributions import Space, decoded, encoded
-from search_spaces.parzen import place_of
-from search_spaces.samplers import PausedAsPruned, make_sampler
+from search_spaces.history import PausingStudy, place_of
+from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import Decision, Policy
 from search_spaces.schema import Sampler
 
@@ -101,7 +101,7 @@ class Synthetic:
 class TableOfCurves:
     """Curves that were recorded: a trial trains the nearest recorded configuration that its study has not had.
 
-    Near is what differs least in the unit cube of the space (search_spaces.parzen.place_of); a choice differs by 0 or
+    Near is what differs least in the unit cube of the space (search_spaces.history.place_of); a choice differs by 0 or
     1, as does a key that only one of two configurations has. The sampler is told of the configuration that was trained,
     not of the one it proposed: what it learns is true, but a proposal near a good point that is used up becomes a point
     further off. So a sampler that closes in (TPE) shows less of an advantage over random search than it would have, the
@@ -216,7 +216,7 @@ class StudyInMemory:
         self.study = optuna.create_study(direction="maximize")
         for point in first_points:
             self.study.enqueue_trial(dict(point))
-        self._proposing = PausedAsPruned(self.study)
+        self._proposing = PausingStudy(self.study)
 
     def next_trial(self) -> tuple[int, Mapping[str, Any]] | None:
         """See Books."""
@@ -244,7 +244,7 @@ class StudyInMemory:
             self._end(number, TrialState.COMPLETE if last else TrialState.PRUNED)
             return "stop"
         if decision == "pause":
-            self._proposing.pause(self.study._storage.get_trial(self._id(number)))
+            self._proposing.pause(number)
         return decision
 
     def diverges(self, number: int) -> None:

@@ -12,9 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from scipy.integrate import quad
 
-from search_spaces import parzen
-from search_spaces.parzen import END, ENOUGH, MAX_GOOD, MAX_REST, Density, History, ParzenSampler, place_of, value_at
-from search_spaces.samplers import PausedAsPruned
+from search_spaces import history as history_module
+from search_spaces.history import END, ENOUGH, History, PausingStudy, place_of, value_at
+from search_spaces.parzen import MAX_GOOD, MAX_REST, Density, ParzenSampler, split
 
 DISTRIBUTIONS = [
     FloatDistribution(0.1, 0.9),
@@ -104,7 +104,7 @@ def test_trials_are_compared_at_the_last_epoch_that_enough_have_reached():
         return ([x, x], TrialState.PRUNED) if number % 2 else ([1 - x, 1 - x, x, x], None)
 
     study = study_of(60, report=report)
-    good, _ = history_of(study).split(60)
+    good, _ = split(history_of(study), 60)
     by_x = sorted(range(0, 60, 2), key=lambda number: -study.trials[number].params["x"])
     assert good == sorted(by_x[:6])  # of those that reached epoch 4, though they still run
 
@@ -117,7 +117,7 @@ def test_a_completed_trial_counts_by_its_own_value_once_enough_have_completed():
     history = history_of(study)
     assert len(history.at[END]) == 30
     best = sorted(range(30), key=lambda number: -study.trials[number].params["x"])[:3]
-    assert history.split(30)[0] == sorted(best)
+    assert split(history, 30)[0] == sorted(best)
 
 
 def test_a_diverged_or_failed_trial_is_never_good():
@@ -127,7 +127,7 @@ def test_a_diverged_or_failed_trial_is_never_good():
         study.tell(number, state=TrialState.PRUNED)
     study.tell(10, state=TrialState.FAIL)
     history = history_of(study)
-    good, rest = history.split(20)
+    good, rest = split(history, 20)
     assert min(good) > 10
     assert set(rest) >= set(range(10))  # they are what to stay away from
     assert history.places[10] == {}  # of the failed one nothing is known
@@ -139,7 +139,7 @@ def test_what_is_known_does_not_depend_on_when_it_was_looked_at(seed, minimize):
     draw = np.random.default_rng(seed)
     study = optuna.create_study(direction="minimize" if minimize else "maximize")
     study.sampler = optuna.samplers.RandomSampler(seed=seed)
-    seen = PausedAsPruned(study)
+    seen = PausingStudy(study)
     history, running = History(), []
     for number in range(25):
         trial = study.ask()
@@ -150,7 +150,7 @@ def test_what_is_known_does_not_depend_on_when_it_was_looked_at(seed, minimize):
             one.report(draw.random(), len(study.trials[one.number].intermediate_values) + 1)
             what = draw.choice(["pause", "stop", "none", "none"])
             if what == "pause":
-                seen.pause(study.trials[one.number])
+                seen.pause(one.number)
             elif what == "stop":
                 study.tell(one, state=TrialState.PRUNED)
                 running.remove(one)
@@ -161,7 +161,7 @@ def test_what_is_known_does_not_depend_on_when_it_was_looked_at(seed, minimize):
     anew.update(seen, 25)
     assert history.at == anew.at
     assert history.places == anew.places
-    assert history.split(25) == anew.split(25)
+    assert split(history, 25) == split(anew, 25)
     assert history.num_reporting == anew.num_reporting
 
 
@@ -221,7 +221,7 @@ def test_a_proposal_reads_and_weighs_no_more_after_3000_trials_than_after_300(mo
 
 def test_only_the_latest_of_the_rest_are_weighed():
     study = study_of(400, report=lambda number, x: ([-float(number)], TrialState.PRUNED))
-    good, rest = history_of(study).split(400)
+    good, rest = split(history_of(study), 400)
     assert good == list(range(MAX_GOOD))
     assert rest == list(range(400 - MAX_REST, 400))
     assert ENOUGH < MAX_REST
@@ -231,7 +231,7 @@ def test_a_study_that_is_gone_leaves_nothing_behind():
     study = study_of(3, report=lambda number, x: ([x], TrialState.COMPLETE))
     study.sampler = ParzenSampler(num_startup_trials=1, seed=0)
     study.ask().suggest_float("x", 0.0, 1.0)
-    before = len(parzen._histories)
+    before = len(history_module._histories)
     del study
     gc.collect()
-    assert len(parzen._histories) == before - 1
+    assert len(history_module._histories) == before - 1

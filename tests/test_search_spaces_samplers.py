@@ -30,7 +30,7 @@ SAMPLERS = {
     "cmaes": CmaEsSampler(name="cmaes", num_startup_trials=1),
     "nsga2": Nsga2Sampler(name="nsga2", population_size=4),
 }
-SPACES = {"tpe": CONDITIONAL, "random": CONDITIONAL, "gp": CHOICES, "cmaes": NUMBERS, "nsga2": CONDITIONAL}
+SPACES = {"tpe": CONDITIONAL, "random": CONDITIONAL, "gp": CONDITIONAL, "cmaes": NUMBERS, "nsga2": CONDITIONAL}
 
 
 @pytest.fixture(autouse=True)
