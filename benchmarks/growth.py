@@ -10,20 +10,22 @@ python benchmarks/growth.py --json FILE
 
 from __future__ import annotations
 
+import functools
 import time
 import tracemalloc
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import optuna
 from figures import Figure, parse_arguments, publish
 from lcbench import SPACE
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import SuccessiveHalving
-from search_spaces.schema import PlainSampler, TpeSampler
+from search_spaces.schema import GpSampler, PlainSampler, Sampler, TpeSampler
 from search_spaces.simulation import StudyInMemory, Synthetic, simulate
 
 NUM_TRIALS = 10_000
@@ -91,15 +93,17 @@ def filled(num_trials: int) -> optuna.Study:
     return study
 
 
-def asking_ms(study: optuna.Study, *, ours: bool) -> float:
-    """What it takes to ask for one more trial: the least of some, the first of which reads the whole study."""
+def asking_ms(study: optuna.Study, sampler_of: Callable[[int], BaseSampler]) -> float:
+    """What it takes to ask for one more trial: the least of some, the first of which reads the whole study.
+
+    Args:
+        study: to which the trials are added.
+        sampler_of: the sampler that proposes a trial, by its number.
+    """
     taken = []
     first = len(study.get_trials(deepcopy=False))
     for number in range(first, first + NUM_ASKED):
-        if ours:
-            study.sampler = make_sampler(TpeSampler(name="tpe", num_startup_trials=5), seed=0, number=number)
-        else:
-            study.sampler = optuna.samplers.TPESampler(seed=number)
+        study.sampler = sampler_of(number)
         began = time.perf_counter()
         SPACE.ask(study.ask())
         taken.append(1000 * (time.perf_counter() - began))
@@ -107,14 +111,26 @@ def asking_ms(study: optuna.Study, *, ours: bool) -> float:
 
 
 def samplers() -> Iterable[Figure]:
-    """TPE's cost after so many trials, ours beside Optuna's."""
-    at_1000 = None
+    """What asking costs after so many trials: ours, and TPE beside Optuna's."""
+    at_1000: dict[str, float] = {}
     for num_trials in (100, 1000, NUM_TRIALS):
         study = filled(num_trials)
-        mine, theirs = asking_ms(study, ours=True), asking_ms(study, ours=False)
-        at_1000 = mine if num_trials == 1000 else at_1000
-        limit = TARGET * at_1000 if at_1000 is not None and num_trials == NUM_TRIALS else None
-        yield Figure(f"asking_tpe_after_{num_trials}", mine, "ms", theirs, theirs / mine, target=limit)
+        theirs = asking_ms(study, lambda number: optuna.samplers.TPESampler(seed=number))
+        for settings, baseline in (
+            (TpeSampler(name="tpe", num_startup_trials=5), theirs),
+            (GpSampler(name="gp", num_startup_trials=5), None),
+        ):
+            mine = asking_ms(study, functools.partial(ours, settings))
+            limit = TARGET * at_1000[settings.name] if num_trials == NUM_TRIALS else None
+            if num_trials == 1000:
+                at_1000[settings.name] = mine
+            ratio = None if baseline is None else baseline / mine
+            yield Figure(f"asking_{settings.name}_after_{num_trials}", mine, "ms", baseline, ratio, target=limit)
+
+
+def ours(settings: Sampler, number: int) -> BaseSampler:
+    """Our sampler that proposes trial `number`."""
+    return make_sampler(settings, seed=0, number=number)
 
 
 def main() -> None:
