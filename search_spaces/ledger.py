@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.distributions import Space, encoded, written
+from search_spaces.history import PausingStudy
 from search_spaces.journal import journal_of, open_study
 from search_spaces.population import donor_for, explored
-from search_spaces.samplers import PausedAsPruned, make_sampler
+from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import Decision, Policy, exploit_epochs
 from search_spaces.schema import Launch
 from trainables import retention
@@ -167,7 +168,7 @@ class Ledger:
         optuna.logging.set_verbosity(getattr(optuna.logging, level))
         self._study = open_study(folder.journal, self.search.direction)
         self._journal = journal_of(self._study)
-        self._proposing = PausedAsPruned(self._study)
+        self._proposing = PausingStudy(self._study)
         self._table_written, self._table_seconds = -math.inf, 0.0
         points = self._points(first_points)
         self.has_fixed_points = launch.sampler.name == "grid"
@@ -337,7 +338,7 @@ class Ledger:
     def _pause(self, trial: TrialRecord) -> None:
         """A trial's state stays, its process is free."""
         self._paused.add(trial.number)
-        self._proposing.pause(self._frozen(trial))
+        self._proposing.pause(trial.number)
 
     def _go_on(self, trial: TrialRecord) -> None:
         """A paused trial goes on, in another attempt."""

@@ -129,8 +129,6 @@ def check_sampler(launch: Launch, space: Space) -> None:
         if name == "cmaes" and (categorical or leaf.when):
             kind = "a choice" if categorical else "searched only under a condition"
             raise ChoiceError(f"sampler=cmaes: needs numbers without conditions, space.{leaf.key} is {kind}; try tpe")
-        if name == "gp" and leaf.when:
-            raise ChoiceError(f"sampler=gp: needs a space without conditions, space.{leaf.key} has one; try tpe")
         if launch.scheduler.name == "pbt" and leaf.key.partition(".")[0] != "task":
             raise ChoiceError(
                 f"scheduler=pbt: trials take over each other's weights, so it can only search how they are trained "

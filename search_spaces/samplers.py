@@ -4,29 +4,24 @@ A sampler that lives as long as the study draws from a generator whose state no 
 begin again and propose the same points twice. One made for each trial, seeded by the study's seed and the trial's
 number, makes the proposal a function of those and of the study's history.
 
-TPE learns from pruned trials, too: a trial that was stopped early ranks below all completed ones, those that got far
-before the others. GP, CMA-ES and NSGA-II as they are in Optuna learn from completed trials alone.
-
-With `constant_liar` TPE takes running trials for bad ones. Under a scheduler that pauses trials most of them wait and
-some of the best do, so a paused trial is shown to it as pruned where it stands (`PausedAsPruned`).
+TPE (parzen.py) and the Gaussian process (gaussian.py) are ours and learn from every trial that has reported anything,
+whether it was stopped, waits or runs. CMA-ES and NSGA-II as they are in Optuna learn from completed trials alone.
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
-from optuna.trial import FrozenTrial, TrialState
 
 from data.plain_pickles import ArraysOnly
+from search_spaces.gaussian import GaussianSampler
+from search_spaces.parzen import ParzenSampler
 from search_spaces.schema import Sampler
 from trainables.study import StudyError
 
@@ -43,77 +38,15 @@ def make_sampler(settings: Sampler, *, seed: int, number: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if settings.name == "tpe":
-            # Optuna 5's defaults, said aloud: earlier versions differ. `group` serves conditional spaces.
-            sampler = optuna.samplers.TPESampler(
-                n_startup_trials=settings.num_startup_trials,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-                seed=draw,
-            )
-            sampler._group_decomposed_search_space = GroupsOfKinds(include_pruned=True)
-            return sampler
+            return ParzenSampler(num_startup_trials=settings.num_startup_trials, seed=draw)
         if settings.name == "gp":
-            return optuna.samplers.GPSampler(n_startup_trials=settings.num_startup_trials, seed=draw)
+            return GaussianSampler(num_startup_trials=settings.num_startup_trials, seed=draw)
         if settings.name == "cmaes":
             return CmaEs(n_startup_trials=settings.num_startup_trials, seed=draw)
         if settings.name == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=settings.population_size, seed=draw)
         # random; and grid, whose points all wait in the study's queue
         return optuna.samplers.RandomSampler(seed=draw)
-
-
-class GroupsOfKinds(_GroupDecomposedSearchSpace):
-    """Optuna's groups of parameters that are searched together, found from one trial of each kind.
-
-    Trials are of one kind where they have the same parameters, and a second one changes no group. Optuna looks at every
-    trial for every proposal, which takes a quarter of it at 500 trials.
-    """
-
-    def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
-        """The groups of all trials that have ended."""
-        kinds: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
-        for trial in study._get_trials(deepcopy=False, states=states, use_cache=use_cache):
-            kinds.setdefault(tuple(trial.distributions), trial.distributions)
-        groups = _SearchSpaceGroup()
-        for distributions in kinds.values():
-            groups.add_distributions(distributions)
-        return groups
-
-
-class PausedAsPruned(optuna.Study):
-    """A study as its sampler is to see it: a trial that is paused is shown as pruned with what it has reported.
-
-    In the journal it runs, for it may go on. Its sampler would then learn nothing from it: TPE would propose at random
-    until enough trials have completed, which under promotion are few, and would stay away from the rest.
-
-    Args:
-        study: into which it proposes.
-    """
-
-    def __init__(self, study: optuna.Study) -> None:
-        super().__init__(study.study_name, study._storage, study.sampler)
-        self._paused: dict[int, FrozenTrial] = {}
-
-    def pause(self, trial: FrozenTrial) -> None:
-        """Show a trial as pruned from now on."""
-        self._paused[trial.number] = shown = copy.copy(trial)
-        shown.state = TrialState.PRUNED
-
-    def go_on(self, number: int) -> None:
-        """Show a trial as it is again."""
-        self._paused.pop(number, None)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        if not self._paused:
-            return super()._get_trials(deepcopy, states, use_cache)
-        trials = super()._get_trials(deepcopy=False, use_cache=use_cache)
-        shown = [self._paused.get(trial.number, trial) for trial in trials]
-        wanted = [trial for trial in shown if states is None or trial.state in states]
-        return copy.deepcopy(wanted) if deepcopy else wanted
 
 
 class CmaEs(optuna.samplers.CmaEsSampler):

@@ -208,13 +208,15 @@ class EndingPlateaus(Policy):
         self._policy.ended(number)
 
 
-def rungs_of(task: Task, *, grace_epochs: int, reduction_factor: int) -> tuple[int, ...]:
+def rungs_of(task: Task, *, grace_epochs: int | None, reduction_factor: int) -> tuple[int, ...]:
     """Epochs grace_epochs * reduction_factor ** k before the last, none in a joint trial's first fine-tuning epoch.
 
-    A freshly put-on head says little about its trial: such a rung moves one epoch on.
+    A freshly put-on head says little about its trial: such a rung moves one epoch on. Where grace_epochs is None, it is
+    a sixteenth of the trial: what the first epochs of a long one rank hardly goes with what the last ones do
+    (benchmarks/regret.py).
     """
     rungs = []
-    rung = grace_epochs
+    rung = grace_epochs or max(1, task.num_epochs // 16)
     while rung < task.num_epochs:
         moved = rung + 1 if rung in unsettled_epochs(task) else rung
         if moved < task.num_epochs and moved not in rungs:

@@ -121,7 +121,8 @@ class AshaScheduler(EndsPlateaus):
     """Asynchronous successive halving."""
 
     name: Literal["asha"]
-    grace_epochs: int = Field(ge=1)
+    grace_epochs: int | None = Field(ge=1)
+    """The first rung; null: a sixteenth of the trial."""
     reduction_factor: int = Field(ge=2)
 
 
@@ -129,7 +130,8 @@ class AshaPromotionScheduler(EndsPlateaus):
     """Asynchronous successive halving in which a trial waits at each rung until it is promoted."""
 
     name: Literal["asha_promotion"]
-    grace_epochs: int = Field(ge=1)
+    grace_epochs: int | None = Field(ge=1)
+    """The first rung; null: a sixteenth of the trial."""
     reduction_factor: int = Field(ge=2)
 
 

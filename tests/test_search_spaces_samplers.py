@@ -4,11 +4,11 @@ import math
 
 import optuna
 import pytest
-from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace
 from optuna.trial import TrialState
 
 from search_spaces.distributions import parse
-from search_spaces.samplers import GroupsOfKinds, PausedAsPruned, make_sampler
+from search_spaces.history import PausingStudy
+from search_spaces.samplers import make_sampler
 from search_spaces.schema import CmaEsSampler, GpSampler, Nsga2Sampler, PlainSampler, TpeSampler
 
 NUMBERS = {
@@ -31,7 +31,7 @@ SAMPLERS = {
     "cmaes": CmaEsSampler(name="cmaes", num_startup_trials=1),
     "nsga2": Nsga2Sampler(name="nsga2", population_size=4),
 }
-SPACES = {"tpe": CONDITIONAL, "random": CONDITIONAL, "gp": CHOICES, "cmaes": NUMBERS, "nsga2": CONDITIONAL}
+SPACES = {"tpe": CONDITIONAL, "random": CONDITIONAL, "gp": CONDITIONAL, "cmaes": NUMBERS, "nsga2": CONDITIONAL}
 
 
 @pytest.fixture(autouse=True)
@@ -94,14 +94,6 @@ def test_no_point_is_proposed_a_second_time(name):
     assert len(set(points)) == 12
 
 
-def test_tpe_proposes_what_optunas_own_does_though_it_looks_at_one_trial_of_each_kind():
-    study, _ = study_of("tpe", 25)
-    theirs, ours = _GroupDecomposedSearchSpace(include_pruned=True), GroupsOfKinds(include_pruned=True)
-    groups = ours.calculate(study).search_spaces
-    assert [sorted(group) for group in groups] == [sorted(group) for group in theirs.calculate(study).search_spaces]
-    assert len(groups) == 2  # what is always searched, and what one choice brings with it
-
-
 def test_a_study_that_holds_two_trials_at_a_time_does_not_try_one_point_twice():
     study, _ = study_of("tpe", 8)
     space = parse(CONDITIONAL)
@@ -141,10 +133,10 @@ def diverging_share(state):
     return num_diverged / num_proposed
 
 
-def proposals_beside_a_paused_trial(*, shown, num_trials=12):
-    """What TPE proposes while all but the first trials wait, or have been pruned where they would."""
+def proposals_beside_waiting_trials(*, paused, num_trials=12):
+    """What TPE proposes while all but the first trials wait at their first epoch, or have been pruned there."""
     study = optuna.create_study(direction="maximize")
-    proposing, space, proposals = PausedAsPruned(study), parse(NUMBERS), []
+    proposing, space, proposals = PausingStudy(study), parse(NUMBERS), []
     for number in range(num_trials):
         proposing.sampler = make_sampler(SAMPLERS["tpe"], seed=0, number=number)
         trial = proposing.ask()
@@ -152,19 +144,14 @@ def proposals_beside_a_paused_trial(*, shown, num_trials=12):
         trial.report(quality(proposals[-1]), 1)
         if number < 2:
             study.tell(trial, quality(proposals[-1]))
-        elif shown == "pruned":
+        elif paused:
+            proposing.pause(number)
+        else:
             study.tell(trial, state=TrialState.PRUNED)
-        elif shown == "paused":
-            proposing.pause(study.get_trials(deepcopy=False)[number])
-    return proposals, study, proposing
+    return proposals, study
 
 
 def test_a_sampler_learns_from_a_paused_trial_as_from_a_pruned_one_and_the_journal_has_it_running():
-    paused, study, proposing = proposals_beside_a_paused_trial(shown="paused")
-    assert paused == proposals_beside_a_paused_trial(shown="pruned")[0]
-    assert paused != proposals_beside_a_paused_trial(shown="running")[0]
+    proposals, study = proposals_beside_waiting_trials(paused=True)
+    assert proposals == proposals_beside_waiting_trials(paused=False)[0]
     assert [trial.state for trial in study.trials[2:]] == [TrialState.RUNNING] * 10
-    assert [trial.state for trial in proposing.trials[2:]] == [TrialState.PRUNED] * 10
-    proposing.go_on(3)
-    assert proposing.trials[3].state == TrialState.RUNNING
-    assert [trial.number for trial in proposing.get_trials(states=(TrialState.RUNNING,))] == [3]

@@ -190,7 +190,7 @@ def test_plateaus_end_where_they_are_asked_to_and_in_a_joint_trial_only_while_it
     assert not isinstance(make_policy(launch_of(f"scheduler={name}").scheduler, task), EndingPlateaus)
     typed = (f"scheduler={name}", "scheduler.plateau_epochs=2")
     policy = make_policy(launch_of(*typed).scheduler, lasting(task, 20, 20))
-    decisions_of = [policy.report(1, epoch, 0.5) for epoch in (5, 6, 7, 8, 21, 22, 23)]
+    decisions_of = [policy.report(1, epoch, 0.5) for epoch in (7, 8, 9, 10, 21, 22, 23)]
     assert decisions_of == ["go_on"] * 6 + ["complete"]
 
 
@@ -258,6 +258,13 @@ def test_a_task_of_one_stage_has_its_rungs_where_they_are_asked_for(task, num_pr
 def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_training(task):
     assert rungs_of(lasting(task, 3, 3), grace_epochs=1, reduction_factor=3) == (1, 3)
     assert rungs_of(lasting(task, 2, 3), grace_epochs=1, reduction_factor=3) == (1, 4)
+    assert rungs_of(lasting(task, 3, 3), grace_epochs=None, reduction_factor=3) == (1, 3)
+
+
+def test_the_first_rung_of_a_long_trial_is_at_a_sixteenth_unless_it_is_given(task):
+    assert make_policy(launch_of("scheduler=asha").scheduler, lasting(task, 100, 30)).rungs == (8, 24, 72)
+    typed = ("scheduler=asha_promotion", "scheduler.grace_epochs=2")
+    assert make_policy(launch_of(*typed).scheduler, lasting(task, 100, 30)).rungs == (2, 6, 18, 54)
 
 
 @modest

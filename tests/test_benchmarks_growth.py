@@ -1,0 +1,36 @@
+"""benchmarks/growth.py: the study that samplers are asked in, and the windows that are compared."""
+
+import functools
+import importlib
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The benchmark, imported as it is when it is run: from its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("growth")
+
+
+def test_samplers_are_asked_in_a_study_of_completed_and_of_stopped_trials(benchmark):
+    study = benchmark.filled(30)
+    assert [trial.state.name for trial in study.trials].count("COMPLETE") == 3
+    assert {max(trial.intermediate_values) for trial in study.trials} == {3, benchmark.NUM_EPOCHS}
+    sampler = benchmark.TpeSampler(name="tpe", num_startup_trials=5)
+    assert benchmark.asking_ms(study, functools.partial(benchmark.ours, sampler)) > 0
+    assert len(study.trials) == 30 + benchmark.NUM_ASKED
+
+
+def test_early_and_late_trials_are_compared_in_one_search_each_for_time_and_memory(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "NUM_TRIALS", 1200)
+    figures = {figure.name: figure for figure in benchmark.books()}
+    assert set(figures) == {f"driver_{what}_at_{number}" for what in ("time", "memory") for number in (1000, 1200)}
+    late = figures["driver_memory_at_1200"]
+    assert late.baseline == figures["driver_memory_at_1000"].value
+    assert late.target == benchmark.TARGET * late.baseline
+    assert late.value > 0
