@@ -49,6 +49,7 @@ bench: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/trial_start.py --json "$(BENCH_DIR)/trial_start.json"
 	@$(VENV_PYTHON) benchmarks/search_scale.py --json "$(BENCH_DIR)/search_scale.json"
 	@$(VENV_PYTHON) benchmarks/report.py --json "$(BENCH_DIR)/report.json"
+	@$(VENV_PYTHON) benchmarks/training_step.py --json "$(BENCH_DIR)/training_step.json"
 
 chaos: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/chaos.py --json "$(BENCH_DIR)/chaos.json"

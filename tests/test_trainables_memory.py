@@ -1,7 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of glibc alone")
 
 PROGRAM = """
 import resource, sys, torch
@@ -28,12 +31,19 @@ print(faults() - before)
 """
 
 
-def faults_of(told):
+def faults_of(told, **environment):
     """Pages that five steps of 80 MB and more are given anew, after five others."""
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, told], check=True, capture_output=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, told], check=True, capture_output=True, env=clean | environment
+    )
     return int(ended.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc alone")
 def test_a_step_uses_again_what_the_last_one_freed():
     assert faults_of("keep") < faults_of("give back") / 2
+
+
+def test_what_the_allocator_was_told_from_outside_stands():
+    given_back = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    assert faults_of("keep", **given_back) > 2 * faults_of("keep")
