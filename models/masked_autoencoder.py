@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder import Encoder, Gift
+from models.linear import Linear
 from models.losses import cross_correlation, patch_mse, standardized_patches
 from models.masking import num_kept_patches, split_by_noise, take
 from models.patch_encoder import PatchEncoder
@@ -74,13 +75,13 @@ class MaskedDecoder(nn.Module):
             positions = encoder.position_table(width)
         except ValueError as error:
             raise ValueError(f"decoder_width: {error}") from error
-        self.embedding = nn.Linear(encoder.width, width)
+        self.embedding = Linear(encoder.width, width)
         self.mask_token = random_token(width)
         self.register_buffer("positions", positions)  # (N, W); zeros for a group's own tokens
         self.positions: Tensor
         self.blocks = nn.ModuleList(Block(width, num_heads, head_width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, encoder.patch_size if output_size is None else output_size)
+        self.head = Linear(width, encoder.patch_size if output_size is None else output_size)
         initialize(self)
 
     def forward(self, tokens: Tensor, kept: Tensor, hidden: Tensor, *, visible_too: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from models.batch_norm import BatchNorm
+from models.linear import Linear
 
 
 class Projector(nn.Sequential):
@@ -33,7 +34,7 @@ class Projector(nn.Sequential):
         for before, after in zip([width, *sizes[:-1]], sizes, strict=True):
             last = len(layers) == 3 * (len(sizes) - 1)
             normed = norm_last or not last
-            layers.append(nn.Linear(before, after, bias=not normed))
+            layers.append(Linear(before, after, bias=not normed))
             if normed:
                 layers.append(BatchNorm(after))
             if not last:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoder import Encoder, Gift, lead_rows
+from models.linear import Linear
 from models.unit import Unit
 
 S4DSize = Literal["laptop", "s4d"]
@@ -119,7 +120,7 @@ class Block(Unit):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.state_space = DiagonalStateSpace(width, state_size, memory, bidirectional)
-        self.mix = nn.Linear(width, 2 * width)
+        self.mix = Linear(width, 2 * width)
 
     def forward(self, tokens: Tensor, factor: Tensor | None = None) -> Tensor:
         """Transform a sequence.

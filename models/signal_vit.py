@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder import LEADS, lead_rows
+from models.linear import Linear
 from models.patch_encoder import PatchEncoder, dimensions_of, num_patches_of
 from models.transformer import random_token, sin_cos_grid
 
@@ -81,7 +82,7 @@ class SignalViT(PatchEncoder):
             head_width=dimensions[0] // dimensions[2],
             eps=1e-6,
         )
-        self.patch_embedding = nn.Linear(self.patch_size, self.width)
+        self.patch_embedding = Linear(self.patch_size, self.width)
         positions = torch.cat([torch.zeros(1, self.width), self.position_table(self.width)])
         self.positions = nn.Parameter(positions, requires_grad=False)
         self.class_token = random_token(self.width)

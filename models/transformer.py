@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.linear import Linear
 from models.unit import Unit
 
 HEAD_WIDTH = 64
@@ -60,7 +61,7 @@ class PatchEmbedding(nn.Sequential):
 
     def __init__(self, patch_size: int, width: int, *, standardize: bool) -> None:
         first = nn.LayerNorm(patch_size) if standardize else nn.Identity()
-        super().__init__(first, nn.Linear(patch_size, width), nn.LayerNorm(width))
+        super().__init__(first, Linear(patch_size, width), nn.LayerNorm(width))
 
 
 class Attention(nn.Module):
@@ -72,8 +73,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, head_width: int = HEAD_WIDTH) -> None:
         super().__init__()
         self.num_heads, self.head_width = num_heads, head_width
-        self.qkv = nn.Linear(width, 3 * num_heads * head_width)
-        self.out = nn.Linear(num_heads * head_width, width)
+        self.qkv = Linear(width, 3 * num_heads * head_width)
+        self.out = Linear(num_heads * head_width, width)
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """Let every token of a sequence attend to all of them, or to the `visible` ones (B, L): (B, L, D) -> (B, L, D).
@@ -81,7 +82,8 @@ class Attention(nn.Module):
         A sequence of which nothing is visible attends to all.
         """
         qkv = self.qkv(tokens).view(*tokens.shape[:2], 3, self.num_heads, self.head_width)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # unbound before it is transposed: the gradients are then put together as they are needed, in one copy
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
         mask = None if visible is None else (visible | ~visible.any(dim=1, keepdim=True))[:, None, None]
         heads = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, A, L, E)
         mixed: Tensor = self.out(heads.transpose(1, 2).flatten(2))
@@ -109,7 +111,7 @@ class Block(Unit):
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.attention = Attention(width, num_heads, head_width)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
     def forward(self, tokens: Tensor, drop_path: Tensor | None = None, *, visible: Tensor | None = None) -> Tensor:
         """Transform a sequence.
@@ -125,9 +127,14 @@ class Block(Unit):
         Source: stochastic depth, Huang et al. 2016, arXiv:1603.09382.
         """
         attended: Tensor = self.attention(self.attention_norm(tokens), visible)
-        tokens = tokens + (attended if drop_path is None else attended * drop_path[:, 0, None, None])
+        tokens = _added(tokens, attended, None if drop_path is None else drop_path[:, 0])
         changed: Tensor = self.mlp(self.mlp_norm(tokens))
-        return tokens + (changed if drop_path is None else changed * drop_path[:, 1, None, None])
+        return _added(tokens, changed, None if drop_path is None else drop_path[:, 1])
+
+
+def _added(tokens: Tensor, change: Tensor, factor: Tensor | None) -> Tensor:
+    """(B, L, D) tokens and what a branch makes of them, times the (B,) factors of the records, in one pass."""
+    return tokens + change if factor is None else torch.addcmul(tokens, change, factor[:, None, None])
 
 
 def initialize(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from models.linear import Linear
 from models.patch_encoder import PatchEncoder, Size, dimensions_of, num_patches_of
 
 
@@ -46,7 +47,7 @@ class ViT1d(PatchEncoder):
             grouped=False,
             eps=1e-6,
         )
-        self.patch_embedding = nn.Linear(self.patch_size, self.width)
+        self.patch_embedding = Linear(self.patch_size, self.width)
         self.positions = nn.Parameter(self.position_table(self.width), requires_grad=False)
         self._add_transformer()
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainables import steps
 from trainables.optimizers import build_optimizer, parameter_groups
 from trainables.schedules import learning_rate, weight_decay
 from trainables.steps import Share, autocast, train_epoch
@@ -196,3 +197,50 @@ def test_a_cpu_computes_in_bfloat16_only_where_told(stage, precision, dtype):
     metrics = epoch_of(model, [range(8)], stage)
     assert model.weight.dtype == torch.float32
     assert metrics["train/loss"] == pytest.approx(loss_of(model_of(), range(8)).item(), rel=0.02)
+
+
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")  # each waits for the device
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """What is asked of tensors, by name."""
+    asked = []
+    for name in READS:
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args, _name=name, _call=original: asked.append(_name) or _call(*args)
+        )
+    return asked
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_device_is_asked_as_often_in_an_epoch_of_many_batches_as_in_one_of_few(stage, reads, clip_norm, optimizer):
+    told = stage.optimizer.model_copy(update={"name": optimizer})
+    stage = stage.model_copy(update={"clip_norm": clip_norm, "optimizer": told, "lr": 0.01, "min_lr": 0.0})
+    asked = []
+    for number in (2, 50):
+        epoch_of(model_of(), [range(4)] * number, stage)
+        asked.append(sorted(reads))
+        reads.clear()
+    assert asked[0] == asked[1]
+    assert len(asked[0]) <= 3  # whether all was finite, and the loss
+
+
+def test_a_bad_step_ends_an_epoch_long_before_its_end(stage, monkeypatch):
+    monkeypatch.setattr(steps, "STEPS_BETWEEN_CHECKS", 3)
+    computed = []
+
+    def loss(number):
+        computed.append(number)
+        return loss_of(model, range(4)) * (float("nan") if number == 4 else 1)
+
+    model = model_of()
+    shares = (Share(lambda number=number: loss(number), 4, 4) for number in range(20))
+    with pytest.raises(FloatingPointError, match="not finite at optimiser step 4"):
+        epoch_of(model, [range(4)] * 20, stage, shares=shares)
+    assert computed == list(range(6))
+    good = model_of()
+    epoch_of(good, [range(4)] * 4, stage)
+    assert torch.equal(flat(model), flat(good))

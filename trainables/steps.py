@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainables.memory import keep_freed_memory
 from trainables.optimizers import set_learning_rate, set_weight_decay
 from trainables.schedules import learning_rate, weight_decay
 from trainables.settings import Stage
 from trainables.sharding import whole_tensor
 from trainables.workers import Workers
+
+STEPS_BETWEEN_CHECKS = 64
+"""Optimiser steps after which the device is asked whether all was finite; each question waits for it."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,16 @@ def train_epoch(
         train/loss, the mean over all records of the epoch, and train/lr, the rate of the last step.
 
     Raises:
-        FloatingPointError: if a loss or a gradient is not finite; on all workers at the same step.
+        FloatingPointError: if a loss or a gradient was not finite: on all workers at the same step. No weight has
+            changed since the last good one.
     """
+    keep_freed_memory()
     module.train()
     steps_per_epoch = -(-num_batches // stage.accumulation_steps)
     num_steps = stage.num_epochs * steps_per_epoch
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     total = torch.zeros(2, dtype=torch.float64, device=workers.device)
+    bad_step = torch.full((), math.inf, dtype=torch.float64, device=workers.device)
     lr = 0.0
     for number, share in enumerate(shares):
         first = number - number % stage.accumulation_steps
@@ -85,9 +93,12 @@ def train_epoch(
             continue
         step = stage_epoch * steps_per_epoch + number // stage.accumulation_steps
         lr = _set_rates(optimizer, stage, step, num_steps)
-        _step(optimizer, parameters, stage, step)
+        bad_step = _step(optimizer, parameters, stage, step, bad_step)
         if after_step is not None:
             after_step(step, num_steps)
+        if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
+            _refuse(bad_step)
+    _refuse(bad_step)
     loss_sum, count = workers.total(total).tolist()
     return {"train/loss": loss_sum / count, "train/lr": lr}
 
@@ -107,16 +118,42 @@ def _set_rates(optimizer: torch.optim.Optimizer, stage: Stage, step: int, num_st
     return lr
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], stage: Stage, step: int) -> None:
-    """Clip, refuse what is not finite, step. The norm is that of the averaged gradient: every worker sees the same."""
+def _step(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], stage: Stage, step: int, bad_step: Tensor
+) -> Tensor:
+    """Clip and step, unless something is not finite or was so before; a fused step waits for no answer.
+
+    The norm is that of the averaged gradient: every worker sees the same.
+
+    Args:
+        optimizer: of `parameters`.
+        parameters: with their gradients.
+        stage: whether to clip.
+        step: which of the stage's steps this is.
+        bad_step: () the first one whose gradient was not finite; infinite where there was none.
+
+    Returns:
+        `bad_step` after this one.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = whole_tensor(nn.utils.get_total_norm(gradients))  # over the shards of all workers, where there are any
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient is not finite at optimiser step {step}")
+    bad_step = torch.where(torch.isfinite(norm), bad_step, bad_step.clamp(max=step))
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = torch.isfinite(bad_step).float()  # type: ignore[attr-defined]  # at 1 no weight changes
+    else:
+        _refuse(bad_step)
     if stage.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, stage.clip_norm, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return bad_step
+
+
+def _refuse(bad_step: Tensor) -> None:
+    """Raise where a step was bad; this asks the device, and waits for it."""
+    step = bad_step.item()
+    if math.isfinite(step):
+        raise FloatingPointError(f"the gradient is not finite at optimiser step {step:.0f}")
 
 
 def _synchronised(module: nn.Module, last_of_cycle: bool) -> contextlib.AbstractContextManager[None]:
