@@ -45,9 +45,9 @@ lint: .venv/for-developing
 	@$(VENV_PYTHON) -m mypy
 
 # One figure at a time, on a machine that does nothing else; a table of all of them at the end.
-SHORT_BENCHMARKS = store trial_start search_scale report reuse packing
+SHORT_BENCHMARKS = store loading training_step trial_start search_scale report reuse packing growth regret
 LONG_BENCHMARKS = coverage sharding
-bench: .venv/for-running
+bench: .venv/for-developing
 	@rm -f $(SHORT_BENCHMARKS:%="$(BENCH_DIR)"/%.json)
 	@$(VENV_PYTHON) benchmarks/store.py $(if $(BENCH_DATA_ROOT),--data-root "$(BENCH_DATA_ROOT)") \
 	  --json "$(BENCH_DIR)/store.json"

@@ -241,8 +241,8 @@ def figures_of(held: Held, cells: Sequence[tuple[int, float]]) -> list[Figure]:
         figures.append(Figure(f"auroc, {MEAN_WITH_RARE}", value, "of folds", baseline=half, target=0.95))
     if promised:
         lowest, highest = min(promised), max(promised)
-        figures.append(Figure("lowest promised", lowest, "of folds", target=PROMISED[0], met=lowest >= PROMISED[0]))
-        figures.append(Figure("highest promised", highest, "of folds", target=PROMISED[1], met=highest <= PROMISED[1]))
+        figures.append(Figure("lowest promised", lowest, "of folds", target=PROMISED[0], bound="at least"))
+        figures.append(Figure("highest promised", highest, "of folds", target=PROMISED[1], bound="at most"))
     return figures
 
 

@@ -141,7 +141,7 @@ def main() -> None:
                 baseline=median(orders),
                 ratio=ratio,
                 target=TARGET_RATIO,
-                met=ratio >= TARGET_RATIO,
+                bound="ratio at least",
             )
         )
     publish(figures, arguments.json)

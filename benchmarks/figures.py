@@ -11,11 +11,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # A benchmark is run as a file: Python then looks for imports beside it, where our packages are not. Importing this
 # module first, which lies there, lets a benchmark find them uninstalled.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+
+Bound = Literal["at least", "at most", "ratio at least"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Figure:
         unit: of `value` and `baseline`, e.g. `s/trial`.
         baseline: the same quantity for the usual way of doing it; None where nothing is compared.
         ratio: how many times better than `baseline` the value is (above 1 is better); None without a baseline.
-        target: the limit that `value` (or `ratio`, where the benchmark's docstring says so) is held against.
-        met: whether it is held; None without a target, or where nothing but the eye can say.
+        target: the limit that `value` or `ratio` is held against.
+        bound: what of the figure must be how to it; None without a target, or where nothing but the eye can say.
     """
 
     name: str
@@ -38,7 +41,17 @@ class Figure:
     baseline: float | None = None
     ratio: float | None = None
     target: float | None = None
-    met: bool | None = None
+    bound: Bound | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is held."""
+        if self.target is None or self.bound is None:
+            return None
+        if self.bound == "at most":
+            return self.value <= self.target
+        held = self.ratio if self.bound == "ratio at least" else self.value
+        return held is not None and held >= self.target
 
 
 def parse_arguments(description: str, *options: tuple[str, dict[str, Any]]) -> argparse.Namespace:
@@ -58,17 +71,25 @@ def parse_arguments(description: str, *options: tuple[str, dict[str, Any]]) -> a
     return parser.parse_args()
 
 
-def publish(figures: Sequence[Figure], json_file: Path | None) -> None:
-    """Print one line a figure, and write `{"machine": ..., "figures": [...]}` where a file is asked for.
+def publish(figures: Sequence[Figure], json_file: Path | None, *, not_measured: Sequence[str] = ()) -> None:
+    """Print one line a figure, and write `{"machine", "figures", "not_measured"}` where a file is asked for.
+
+    Args:
+        figures: what was measured.
+        json_file: where to write it.
+        not_measured: what could not be measured here, each with its reason.
 
     Raises:
         ValueError: if a figure is not finite; nothing is written then.
     """
+    measured = [asdict(figure) | {"met": figure.met} for figure in figures]
     document = json.dumps(
-        {"machine": machine(), "figures": [asdict(figure) for figure in figures]}, indent=2, allow_nan=False
+        {"machine": machine(), "figures": measured, "not_measured": [*not_measured]}, indent=2, allow_nan=False
     )
     for figure in figures:
         print(line(figure))
+    for missing in not_measured:
+        print(f"not measured: {missing}")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(document + "\n", encoding="utf-8")

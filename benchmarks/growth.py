@@ -68,7 +68,9 @@ def books() -> Iterable[Figure]:
         before, after = float(each[early].mean()), float(each[late].mean())
         name = "driver_time" if not place else "driver_memory"
         yield Figure(f"{name}_at_1000", before, unit)
-        yield Figure(f"{name}_at_{NUM_TRIALS}", after, unit, before, before / after, target=TARGET * before)
+        yield Figure(
+            f"{name}_at_{NUM_TRIALS}", after, unit, before, before / after, target=TARGET * before, bound="at most"
+        )
 
 
 def filled(num_trials: int) -> optuna.Study:
@@ -125,7 +127,8 @@ def samplers() -> Iterable[Figure]:
             if num_trials == 1000:
                 at_1000[settings.name] = mine
             ratio = None if baseline is None else baseline / mine
-            yield Figure(f"asking_{settings.name}_after_{num_trials}", mine, "ms", baseline, ratio, target=limit)
+            name, bound = f"asking_{settings.name}_after_{num_trials}", None if limit is None else "at most"
+            yield Figure(name, mine, "ms", baseline, ratio, target=limit, bound=bound)
 
 
 def ours(settings: Sampler, number: int) -> BaseSampler:

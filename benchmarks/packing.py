@@ -137,7 +137,6 @@ def on_a_gpu(size: str, store: Path) -> list[Figure]:
     import torch
 
     if not torch.cuda.is_available():
-        print(f"{size}_gpu: not measured, there is no GPU here")
         return []
     rates = {number: epochs_per_second(size, store, number, 1, num_gpus=1 / number) for number in ON_A_GPU}
     return [
@@ -163,7 +162,11 @@ def main() -> None:
         store = prepared(Path(folder))
         for size in arguments.sizes:
             figures += [*on_cpus(size, store, num_cpus), *on_a_gpu(size, store), memory(size, store)]
-    publish(figures, arguments.json)
+
+    import torch
+
+    missing = () if torch.cuda.is_available() else ("trials that share a GPU (there is none)",)
+    publish(figures, arguments.json, not_measured=missing)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from figures import Figure, parse_arguments, publish
+from figures import Bound, Figure, parse_arguments, publish
 from lcbench import LcBench, LcBenchTask, folder
 from numpy.typing import NDArray
 
@@ -289,9 +289,9 @@ def figures_of(outcomes: Mapping[str, Outcome], num_workers: int) -> Iterable[Fi
     for baseline, target in (("stock", 0.5), ("stock_later", None)):
         shares = {task: share_of_hours(outcome, baseline) for task, outcome in outcomes.items()}
         median = float(np.median(list(shares.values())))
-        yield Figure(
-            f"share_of_{baseline}_hours_{num_workers}_workers", median, "share", 1.0, 1 / median, target=target
-        )
+        bound: Bound | None = None if target is None else "at most"
+        name = f"share_of_{baseline}_hours_{num_workers}_workers"
+        yield Figure(name, median, "share", 1.0, 1 / median, target=target, bound=bound)
         for task, share in shares.items():
             yield Figure(
                 f"share_of_{baseline}_hours_{num_workers}_workers_task_{Path(task).stem}",

@@ -32,7 +32,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import yaml
-from figures import Figure, parse_arguments, publish
+from figures import Bound, Figure, parse_arguments, publish
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
@@ -343,8 +343,8 @@ def main() -> None:
             write_study(folder, num_trials=arguments.trials, num_classes=arguments.classes, stopped=name == "stopped")
             for quantity, found in measure(folder).items():
                 target = TARGETS.get(quantity)
-                met = None if target is None else found <= target
-                figures.append(Figure(f"{name}_{quantity}", found, units[quantity], target=target, met=met))
+                bound: Bound | None = None if target is None else "at most"
+                figures.append(Figure(f"{name}_{quantity}", found, units[quantity], target=target, bound=bound))
     publish(figures, arguments.json)
 
 

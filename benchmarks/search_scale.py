@@ -221,7 +221,7 @@ def main() -> None:
     ):
         found, baseline = quantity(mine), quantity(theirs)
         ratio = found / baseline
-        figures.append(Figure(name, found, "1/s", baseline=baseline, ratio=ratio, target=1.0, met=ratio >= 1))
+        figures.append(Figure(name, found, "1/s", baseline=baseline, ratio=ratio, target=1.0, bound="ratio at least"))
     driver, baseline = (1000 * cost.driver_seconds / number for cost in (mine, theirs))
     figures.append(Figure("driver_ms_per_trial", driver, "ms", baseline=baseline, ratio=baseline / driver))
     publish(figures, arguments.json)

@@ -1,5 +1,7 @@
 """One table of what benchmarks have measured: each figure, its baseline in the same run, its ratio, its target.
 
+What could not be measured has a row that says why.
+
     python benchmarks/table.py FILE.json [FILE.json ...]
 
 The machines that the files name must be the same; figures of two are not put side by side.
@@ -29,6 +31,7 @@ def rows_of(files: Sequence[Path]) -> list[tuple[str, ...]]:
     rows = [COLUMNS]
     for path, document in documents.items():
         rows += [_row(path.stem, figure) for figure in document["figures"]]
+        rows += [(f"{path.stem}: {missing}", *[""] * 5, "not measured") for missing in document["not_measured"]]
     return rows
 
 

@@ -76,17 +76,16 @@ class SuccessiveHalving(Policy):
     def __init__(self, rungs: tuple[int, ...], reduction_factor: int) -> None:
         self.rungs = rungs
         self.reduction_factor = reduction_factor
-        self._results: dict[int, list[float]] = {rung: [] for rung in rungs}
+        self._losses: dict[int, list[float]] = {rung: [] for rung in rungs}  # ascending, the best first
 
     def _judge(self, number: int, epoch: int, value: float) -> Decision:
-        if epoch not in self._results:
+        if epoch not in self._losses:
             return "go_on"
-        results = self._results[epoch]
-        results.append(value)
-        if len(results) < self.reduction_factor:
+        losses = self._losses[epoch]
+        insort(losses, -value)
+        if len(losses) < self.reduction_factor:
             return "go_on"
-        results.sort(reverse=True)
-        return "go_on" if value >= results[max(1, len(results) // self.reduction_factor) - 1] else "stop"
+        return "go_on" if -value <= losses[len(losses) // self.reduction_factor - 1] else "stop"
 
 
 class PromotingHalving(Policy):

@@ -14,13 +14,14 @@ def test_the_file_holds_the_machine_and_every_figure_with_all_its_fields(tmp_pat
     file = tmp_path / "not there yet" / "figures.json"
     publish(
         [
-            Figure("in_process", 0.25, "s/trial", baseline=15.0, ratio=60.0, target=0.5, met=True),
+            Figure("in_process", 0.25, "s/trial", baseline=15.0, ratio=60.0, target=0.5, bound="at most"),
             Figure("mib", 3, "MiB"),
         ],
         file,
+        not_measured=["a GPU (there is none)"],
     )
     written = json.loads(file.read_text(encoding="utf-8"))
-    assert set(written) == {"machine", "figures"}
+    assert set(written) == {"machine", "figures", "not_measured"}
     assert written["figures"] == [
         {
             "name": "in_process",
@@ -29,14 +30,38 @@ def test_the_file_holds_the_machine_and_every_figure_with_all_its_fields(tmp_pat
             "baseline": 15.0,
             "ratio": 60.0,
             "target": 0.5,
+            "bound": "at most",
             "met": True,
         },
-        {"name": "mib", "value": 3, "unit": "MiB", "baseline": None, "ratio": None, "target": None, "met": None},
+        {"name": "mib", "value": 3, "unit": "MiB"} | dict.fromkeys(["baseline", "ratio", "target", "bound", "met"]),
     ]
+    assert written["not_measured"] == ["a GPU (there is none)"]
     assert capsys.readouterr().out.splitlines() == [
         "in_process: 0.25 s/trial (baseline 15, ratio 60, target 0.5, met)",
         "mib: 3 MiB",
+        "not measured: a GPU (there is none)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("bound", "target", "met"),
+    [
+        ("at least", 2.0, True),
+        ("at least", 2.1, False),
+        ("at most", 2.0, True),
+        ("at most", 1.9, False),
+        ("ratio at least", 3.0, True),
+        ("ratio at least", 3.1, False),
+        (None, 1.0, None),
+        ("at least", None, None),
+    ],
+)
+def test_a_target_is_met_or_missed_as_its_bound_says(bound, target, met):
+    assert Figure("x", 2.0, "s", baseline=6.0, ratio=3.0, target=target, bound=bound).met is met
+
+
+def test_a_ratio_that_there_is_not_misses_its_target():
+    assert Figure("x", 2.0, "s", target=1.0, bound="ratio at least").met is False
 
 
 def test_a_figure_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path):
@@ -63,16 +88,17 @@ def test_every_benchmark_takes_a_json_file_and_its_own_options(tmp_path, monkeyp
 
 
 def test_a_table_holds_every_figure_of_every_file_in_columns(tmp_path):
-    publish([Figure("speed", 2.5, "1/s", baseline=5, ratio=0.5, target=1, met=False)], tmp_path / "one.json")
-    publish([Figure("peak", 1234.0, "MiB")], tmp_path / "two.json")
+    publish([Figure("speed", 2.5, "1/s", baseline=5, ratio=0.5, target=1, bound="at least")], tmp_path / "one.json")
+    publish([Figure("peak", 1234.0, "MiB")], tmp_path / "two.json", not_measured=["a GPU"])
     rows = rows_of([tmp_path / "one.json", tmp_path / "two.json"])
     assert rows[1:] == [
-        ("one: speed", "2.5", "1/s", "5", "0.5", "1", "MISSED"),
+        ("one: speed", "2.5", "1/s", "5", "0.5", "1", "met"),
         ("two: peak", "1234", "MiB", "", "", "", ""),
+        ("two: a GPU", "", "", "", "", "", "not measured"),
     ]
     lines = table_of(rows).splitlines()
     assert lines[0].split() == ["figure", "value", "unit", "baseline", "ratio", "target"]
-    ends = [line.index(text) + len(text) for line, text in zip(lines, ("value", "2.5", "1234"), strict=True)]
+    ends = [line.index(text) + len(text) for line, text in zip(lines[:3], ("value", "2.5", "1234"), strict=True)]
     assert len(set(ends)) == 1
 
 
