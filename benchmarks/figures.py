@@ -95,6 +95,13 @@ def publish(figures: Sequence[Figure], json_file: Path | None, *, not_measured: 
         json_file.write_text(document + "\n", encoding="utf-8")
 
 
+def unless_on_gpu(what: str) -> tuple[str, ...]:
+    """What needs a GPU, as not measured; nothing where there is one."""
+    import torch
+
+    return () if torch.cuda.is_available() else (f"{what}: there is no GPU",)
+
+
 def line(figure: Figure) -> str:
     """One figure as text, e.g. `in_process: 0.34 s/trial (baseline 24, ratio 71, target 0.3, MISSED)`."""
     compared = {"baseline": figure.baseline, "ratio": figure.ratio, "target": figure.target}

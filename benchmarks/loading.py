@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
-from figures import Figure, parse_arguments, publish
+from figures import Figure, parse_arguments, publish, unless_on_gpu
 from numpy.typing import NDArray
 from scipy import signal as scipy_signal
 
@@ -83,11 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = pipelines(Path(folder), arguments.cores, num_patients=NUM_PATIENTS, num_rounds=NUM_ROUNDS)
         figures += waits(Path(folder), arguments.cores)
-
-    import torch
-
-    missing = () if torch.cuda.is_available() else ("waiting for batches on a GPU (there is none)",)
-    publish(figures, arguments.json, not_measured=missing)
+    publish(figures, arguments.json, not_measured=unless_on_gpu("waiting for batches on a GPU"))
 
 
 # -------- what the public code does

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures import Figure, parse_arguments, publish
+from figures import Figure, parse_arguments, publish, unless_on_gpu
 
 if TYPE_CHECKING:
     from trainables.settings import Run
@@ -162,11 +162,7 @@ def main() -> None:
         store = prepared(Path(folder))
         for size in arguments.sizes:
             figures += [*on_cpus(size, store, num_cpus), *on_a_gpu(size, store), memory(size, store)]
-
-    import torch
-
-    missing = () if torch.cuda.is_available() else ("trials that share a GPU (there is none)",)
-    publish(figures, arguments.json, not_measured=missing)
+    publish(figures, arguments.json, not_measured=unless_on_gpu("trials that share a GPU"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from figures import Bound, Figure, parse_arguments, publish
+from figures import Bound, Figure, parse_arguments, publish, unless_on_gpu
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -475,11 +475,10 @@ def main() -> None:
         ("--rounds", {"type": int, "default": 5, "help": "in which every step is taken once"}),
     )
     torch.set_num_threads(arguments.threads)
-    has_gpu = torch.cuda.is_available()
     figures = []
-    for device in ("cpu", "cuda") if has_gpu else ("cpu",):
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         figures += figures_of(device, *measured(device, arguments.threads, arguments.rounds))
-    publish(figures, arguments.json, not_measured=() if has_gpu else ("a step on a GPU (there is none)",))
+    publish(figures, arguments.json, not_measured=unless_on_gpu("a step on a GPU"))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def test_two_trials_at_once_are_begun_together_and_counted_together(benchmark, t
     assert benchmark.epochs_per_second("laptop", store, 2, 1) == 2 / 8.0  # from the first that began to the last
 
 
-def test_without_a_gpu_its_table_is_said_not_to_be_measured(benchmark, tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_its_table_is_said_not_to_be_measured(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert benchmark.on_a_gpu("small", tmp_path) == []
-    assert "small_gpu: not measured" in capsys.readouterr().out
+    assert benchmark.unless_on_gpu("trials that share a GPU") == ("trials that share a GPU: there is no GPU",)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert benchmark.unless_on_gpu("trials that share a GPU") == ()
