@@ -1,11 +1,15 @@
-"""What a search of 10,000 trials costs its driver, trial by trial: simulated, so that nothing else takes any time.
+"""What a long search costs its driver, trial by trial, and what its samplers cost.
 
-books     the driver's processor time and memory a trial with random points and ASHA, of the trials around 1,000 and
-          of those around 10,000. Target: the later ones cost at most 1.5 times the earlier ones.
-tpe       what it takes to ask for one trial after 100, 1,000 and 10,000, ours and Optuna's own TPESampler. Target:
-          ours at 10,000 at most 1.5 times what it is at 1,000.
+ray       the driver's processor time and memory a trial, on Ray: a search of 3,000 trials that compute nothing
+          (search_scale.py), with random points and ASHA; of the 500 trials after the 100th, and of the last 500.
+books     the same of a simulated search, in which nothing but the books takes any time: of the 500 trials before the
+          1,000th, and of those before the 10,000th.
+asking    what it takes to ask for one trial after 100, 1,000 and 10,000: of our samplers whose model grows with the
+          study, and of Optuna's own TPESampler.
 
-python benchmarks/growth.py --json FILE
+Target of all: the last figure is at most 1.5 times the one before it.
+
+    python benchmarks/growth.py --json FILE
 """
 
 from __future__ import annotations
@@ -14,27 +18,68 @@ import functools
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import optuna
+import psutil
 from figures import Figure, parse_arguments, publish
 from lcbench import SPACE
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
+from search_scale import ours as search_on_ray
 
+from search_spaces.ledger import Ledger
 from search_spaces.samplers import make_sampler
 from search_spaces.schedulers import SuccessiveHalving
 from search_spaces.schema import GpSampler, PlainSampler, Sampler, TpeSampler
 from search_spaces.simulation import StudyInMemory, Synthetic, simulate
 
 NUM_TRIALS = 10_000
+NUM_ON_RAY, FIRST_ON_RAY = 3000, 100
 NUM_EPOCHS = 27
 WINDOW = 500
 """Trials over which a cost is averaged."""
 NUM_ASKED = 20
 TARGET = 1.5
 CURVES = Synthetic(SPACE, NUM_EPOCHS, lambda choices, epoch: -abs(choices["momentum"] - 0.7) - 1 / epoch)
+
+
+@dataclass
+class Used:
+    """What a driver had used up when so many trials had ended."""
+
+    seconds: list[float] = field(default_factory=list)
+    num_bytes: list[int] = field(default_factory=list)
+
+    def look(self, ledger: Ledger) -> None:
+        """Write down what has been used, once for every trial that has ended."""
+        new = ledger.num_ended + 1 - len(self.seconds)
+        if new:
+            self.seconds += [time.process_time()] * new
+            self.num_bytes += [psutil.Process().memory_info().rss] * new
+
+
+def on_ray() -> Iterable[Figure]:
+    """Processor time and memory a trial, early and late, of a search on Ray."""
+    used = Used()
+    search_on_ray(NUM_ON_RAY, "sampler=random", watch=used.look)
+    for name, unit, of_all, scale in (
+        ("time", "ms/trial", used.seconds, 1e3),
+        ("memory", "kB/trial", used.num_bytes, 1e-3),
+    ):
+        before, after = (
+            scale * (of_all[first + WINDOW] - of_all[first]) / WINDOW for first in (FIRST_ON_RAY, NUM_ON_RAY - WINDOW)
+        )
+        yield Figure(f"ray_driver_{name}_after_{FIRST_ON_RAY}", before, unit)
+        yield grown(f"ray_driver_{name}_at_{NUM_ON_RAY}", after, unit, before)
+
+
+def grown(name: str, after: float, unit: str, before: float) -> Figure:
+    """What something costs late in a search, held against what it did early."""
+    ratio = before / after if after > 0 else None
+    return Figure(name, after, unit, before, ratio, target=TARGET * before, bound="at most")
 
 
 class Watched(StudyInMemory):
@@ -68,9 +113,7 @@ def books() -> Iterable[Figure]:
         before, after = float(each[early].mean()), float(each[late].mean())
         name = "driver_time" if not place else "driver_memory"
         yield Figure(f"{name}_at_1000", before, unit)
-        yield Figure(
-            f"{name}_at_{NUM_TRIALS}", after, unit, before, before / after, target=TARGET * before, bound="at most"
-        )
+        yield grown(f"{name}_at_{NUM_TRIALS}", after, unit, before)
 
 
 def filled(num_trials: int) -> optuna.Study:
@@ -141,7 +184,7 @@ def main() -> None:
     assert __doc__ is not None
     arguments = parse_arguments(__doc__)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    publish([*books(), *samplers()], arguments.json)
+    publish([*on_ray(), *books(), *samplers()], arguments.json)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from trial_start import CONCURRENT_TRIALS, open_ledger, our_launch, ray_instance
 
+from search_spaces.ledger import Ledger
 from search_spaces.tuning import run_trials
 from trainables.files import write_tensors
 from trainables.trial import Assignment, Engine, Trial
@@ -170,10 +172,16 @@ class ShortTrial(Trial):
         return Short(assignment)
 
 
-def ours(num_trials: int) -> Cost:
-    """Run our searcher and scheduler."""
+def ours(num_trials: int, *typed: str, watch: Callable[[Ledger], None] = lambda ledger: None) -> Cost:
+    """Run our searcher and scheduler.
+
+    Args:
+        num_trials: of the search.
+        typed: what else is typed.
+        watch: is shown the books whenever they have changed.
+    """
     with tempfile.TemporaryDirectory() as folder, ray_instance(Path(folder, "ray.log"), cpus_per_trial=1, ours=True):
-        launch = our_launch(Path(folder, "study"), f"search.num_trials={num_trials}", *TYPED)
+        launch = our_launch(Path(folder, "study"), f"search.num_trials={num_trials}", *TYPED, *typed)
         began, used = time.perf_counter(), time.process_time()
         ledger = open_ledger(launch)
         run_trials(
@@ -182,7 +190,7 @@ def ours(num_trials: int) -> Cost:
             store=Path(folder, "store"),  # which no empty trial opens
             metric=launch.search.metric,
             maximize=launch.search.direction == "maximize",
-            on_change=lambda: None,
+            on_change=lambda: watch(ledger),
             scheduler=launch.scheduler,
             trainable=ShortTrial,
         )

@@ -3,6 +3,7 @@
 import functools
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,3 +35,23 @@ def test_early_and_late_trials_are_compared_in_one_search_each_for_time_and_memo
     assert late.baseline == figures["driver_memory_at_1000"].value
     assert late.target == benchmark.TARGET * late.baseline
     assert late.value > 0
+
+
+def test_a_search_on_ray_is_watched_trial_by_trial_though_two_may_end_at_once(benchmark, monkeypatch):
+    clock, typed = iter(range(10**6)), []
+
+    def search(num_trials, *words, watch):
+        typed.extend(words)
+        for num_ended in (*range(0, 1000, 2), *range(1000, num_trials + 1)):
+            watch(SimpleNamespace(num_ended=num_ended))
+            watch(SimpleNamespace(num_ended=num_ended))  # books change without a trial's end
+
+    monkeypatch.setattr(benchmark, "NUM_ON_RAY", 1500)
+    monkeypatch.setattr(benchmark, "search_on_ray", search)
+    monkeypatch.setattr(benchmark.time, "process_time", lambda: float(next(clock)))
+    figures = {figure.name: figure for figure in benchmark.on_ray()}
+    assert typed == ["sampler=random"]
+    assert figures["ray_driver_time_after_100"].value == 500  # ms: a look for every second trial
+    late = figures["ray_driver_time_at_1500"]
+    assert (late.value, late.baseline, late.target, late.met) == (1000, 500, 750, False)
+    assert {"ray_driver_memory_after_100", "ray_driver_memory_at_1500"} < set(figures)
