@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 
 from search_spaces.distributions import parse
 from search_spaces.schedulers import Decision, NoStopping, Policy, PromotingHalving, SuccessiveHalving
-from search_spaces.schema import PlainSampler, Sampler, TpeSampler
+from search_spaces.schema import PlainSampler, Sampler, TpeSampler, first_rung
 from search_spaces.simulation import Books, Curves, Search, StudyInMemory, TableOfCurves, put_in_place, simulate
 
 NUM_SEEDS = 30
@@ -60,11 +60,6 @@ GRID = np.geomspace(0.02, 1.0, 80)
 AT = (0.1, 0.25, 0.5, 1.0)
 NOT_REACHED = 2.0
 NUM_RESAMPLES = 1000
-
-
-def first_rung(num_epochs: int) -> int:
-    """As search_spaces/scheduler/asha.yaml has it."""
-    return max(1, num_epochs // 16)
 
 
 def rungs(first: int, num_epochs: int) -> tuple[int, ...]:

@@ -676,7 +676,8 @@ class Ledger:
         place = read_place(self.folder.trial(trial.number)) or {"history": [], "best": None}
         best = place["best"] or {"epoch": math.inf}
         for epoch in place["history"][trial.epoch :]:
-            if epoch["epoch"] >= before or trial.decision != "go_on":
+            # a complete one whose process went on has the best of what it computed, and not that of the books
+            if epoch["epoch"] >= before or trial.decision not in ("go_on", "complete"):
                 return
             known = epoch["epoch"] >= best["epoch"]
             result = {

@@ -207,15 +207,13 @@ class EndingPlateaus(Policy):
         self._policy.ended(number)
 
 
-def rungs_of(task: Task, *, grace_epochs: int | None, reduction_factor: int) -> tuple[int, ...]:
+def rungs_of(task: Task, *, grace_epochs: int, reduction_factor: int) -> tuple[int, ...]:
     """Epochs grace_epochs * reduction_factor ** k before the last, none in a joint trial's first fine-tuning epoch.
 
-    A freshly put-on head says little about its trial: such a rung moves one epoch on. Where grace_epochs is None, it is
-    a sixteenth of the trial: what the first epochs of a long one rank hardly goes with what the last ones do
-    (benchmarks/regret.py).
+    A freshly put-on head says little about its trial: such a rung moves one epoch on.
     """
     rungs = []
-    rung = grace_epochs or max(1, task.num_epochs // 16)
+    rung = grace_epochs
     while rung < task.num_epochs:
         moved = rung + 1 if rung in unsettled_epochs(task) else rung
         if moved < task.num_epochs and moved not in rungs:
@@ -251,6 +249,7 @@ def make_policy(settings: Scheduler, task: Task) -> Policy:
 
 def _rule(settings: Scheduler, task: Task) -> Policy:
     if settings.name in ("asha", "asha_promotion"):
+        assert settings.grace_epochs is not None  # see search_spaces.schema.checked
         rungs = rungs_of(task, grace_epochs=settings.grace_epochs, reduction_factor=settings.reduction_factor)
         halving = SuccessiveHalving if settings.name == "asha" else PromotingHalving
         return halving(rungs, settings.reduction_factor)

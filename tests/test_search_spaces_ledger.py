@@ -15,7 +15,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend
 from torch import nn
@@ -208,17 +208,17 @@ def check_decisions(events, ended, launch):
     """The policy, shown what came in the order in which it came, decides what was decided."""
     policy = make_policy(launch.scheduler, launch.task)
     sign = 1 if launch.search.direction == "maximize" else -1
-    stopped, waiting, paused = {}, {}, {}
+    stopped, waiting, paused, plateaus = {}, {}, {}, {}
     for event in events:
         kind, number = event["event"], event.get("trial")
         if kind == "epoch":
             assert number not in waiting
             decision = policy.report(number, event["epoch"], sign * event["metrics"][METRIC])
+            plateaus.pop(number, None)  # a process that has lost its driver may compute one more epoch, and improve
             if decision in ("stop", "pause"):
                 (stopped if decision == "stop" else waiting)[number] = event["epoch"]
             elif decision == "complete" and event["epoch"] < launch.task.num_epochs:
-                assert (ended[number]["state"], ended[number]["epochs"]) == ("COMPLETE", event["epoch"])
-                assert ended[number]["reason"] == "plateau"
+                plateaus[number] = event["epoch"]
         elif kind == "trial_paused":
             assert (number, event["epoch"]) in waiting.items()
             paused[number] = event["epoch"]
@@ -233,6 +233,7 @@ def check_decisions(events, ended, launch):
     decided = {number: end["epochs"] for number, end in ended.items() if end["reason"] == "scheduler"}
     last = launch.task.num_epochs
     assert {number: epoch for number, epoch in stopped.items() if epoch < last} == decided
+    assert plateaus == {number: end["epochs"] for number, end in ended.items() if end["reason"] == "plateau"}
     assert 0 not in decided
 
 
@@ -517,6 +518,7 @@ def test_a_search_killed_at_any_step_ends_well(tmp_path, scheduler, sampler, at_
     orphan=st.booleans(),
     scheduler=st.sampled_from([ASHA, PROMOTING, PLATEAU]),
 )
+@example(first=12, second=325, seed=18, orphan=True, scheduler=PLATEAU)
 def test_a_search_killed_twice_anywhere_ends_well(tmp_path_factory, first, second, seed, orphan, scheduler):
     launch = launch_of(*scheduler, "search.num_trials=5")
     order, tmp_path = np.random.default_rng(seed), tmp_path_factory.mktemp("study")

@@ -188,8 +188,9 @@ def test_who_is_stopped_or_waits_is_not_complete_and_a_promoted_one_may_be():
 @pytest.mark.parametrize("name", ["fifo", "asha", "asha_promotion", "median"])
 def test_plateaus_end_where_they_are_asked_to_and_in_a_joint_trial_only_while_it_fine_tunes(task, name):
     assert not isinstance(make_policy(launch_of(f"scheduler={name}").scheduler, task), EndingPlateaus)
-    typed = (f"scheduler={name}", "scheduler.plateau_epochs=2")
-    policy = make_policy(launch_of(*typed).scheduler, lasting(task, 20, 20))
+    lasts = ("task.pretrain.num_epochs=20", "task.finetune.num_epochs=20")  # rungs 2, 6 and 18
+    launch = launch_of(f"scheduler={name}", "scheduler.plateau_epochs=2", *lasts)
+    policy = make_policy(launch.scheduler, launch.task)
     decisions_of = [policy.report(1, epoch, 0.5) for epoch in (7, 8, 9, 10, 21, 22, 23)]
     assert decisions_of == ["go_on"] * 6 + ["complete"]
 
@@ -258,13 +259,21 @@ def test_a_task_of_one_stage_has_its_rungs_where_they_are_asked_for(task, num_pr
 def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_training(task):
     assert rungs_of(lasting(task, 3, 3), grace_epochs=1, reduction_factor=3) == (1, 3)
     assert rungs_of(lasting(task, 2, 3), grace_epochs=1, reduction_factor=3) == (1, 4)
-    assert rungs_of(lasting(task, 3, 3), grace_epochs=None, reduction_factor=3) == (1, 3)
 
 
-def test_the_first_rung_of_a_long_trial_is_at_a_sixteenth_unless_it_is_given(task):
-    assert make_policy(launch_of("scheduler=asha").scheduler, lasting(task, 100, 30)).rungs == (8, 24, 72)
-    typed = ("scheduler=asha_promotion", "scheduler.grace_epochs=2")
-    assert make_policy(launch_of(*typed).scheduler, lasting(task, 100, 30)).rungs == (2, 6, 18, 54)
+@pytest.mark.parametrize("name", ["asha", "asha_promotion"])
+@pytest.mark.parametrize(
+    ("typed", "rungs"), [((), (8, 24, 72)), (("scheduler.grace_epochs=2",), (2, 6, 18, 54))], ids=["unset", "given"]
+)
+def test_the_first_rung_of_a_long_trial_is_at_a_sixteenth_unless_it_is_given(name, typed, rungs):
+    launch = launch_of(f"scheduler={name}", "task.pretrain.num_epochs=100", "task.finetune.num_epochs=30", *typed)
+    assert launch.scheduler.grace_epochs == rungs[0]  # which a study's settings then say
+    assert make_policy(launch.scheduler, launch.task).rungs == rungs
+
+
+def test_the_first_rung_of_a_short_trial_is_its_first_epoch():
+    launch = launch_of("scheduler=asha", "task.pretrain.num_epochs=9", "task.finetune.num_epochs=6")
+    assert make_policy(launch.scheduler, launch.task).rungs[0] == 1
 
 
 @modest

@@ -83,13 +83,10 @@ def results_of(study: Study) -> Iterator[tuple[int, int, float]]:
 def rungs_of(study: Study) -> list[int]:
     """The epochs at whose end asha decides: grace_epochs * reduction_factor ** k before the last.
 
-    Where grace_epochs is null, it is a sixteenth of the trial.
-
     One that falls on a joint trial's first fine-tuning epoch is moved one on, as a head just put on says little.
     """
+    rung, factor = study.setting("scheduler.grace_epochs"), study.setting("scheduler.reduction_factor")
     total = num_epochs(study)
-    rung = study.setting("scheduler.grace_epochs") or max(1, total // 16)
-    factor = study.setting("scheduler.reduction_factor")
     if not isinstance(rung, int) or not isinstance(factor, int) or rung < 1 or factor < 2:
         return []
     joint = study.setting("task.stages") == "joint"
