@@ -6,7 +6,8 @@ own time passes on the simulated clock, in which a worker waits. A task's budget
 random configurations take.
 
     ours            sampler=tpe and scheduler=asha as they are shipped
-    ours_promotion  the same with scheduler=asha_promotion
+    ours_gp         the same with sampler=gp
+    ours_promotion  ours with scheduler=asha_promotion
     ours_grace_1    ours with the first rung at epoch 1
     stock           ray.tune's OptunaSearch and ASHAScheduler themselves, with their defaults
     stock_later     the same with the first rung where ours has it
@@ -48,7 +49,7 @@ from numpy.typing import NDArray
 
 from search_spaces.distributions import parse
 from search_spaces.schedulers import Decision, NoStopping, Policy, PromotingHalving, SuccessiveHalving
-from search_spaces.schema import PlainSampler, Sampler, TpeSampler, first_rung
+from search_spaces.schema import GpSampler, PlainSampler, Sampler, TpeSampler, first_rung
 from search_spaces.simulation import Books, Curves, Search, StudyInMemory, TableOfCurves, put_in_place, simulate
 
 NUM_SEEDS = 30
@@ -137,9 +138,11 @@ class Stock:
         self._searcher.on_trial_complete(self._trials[number].trial_id, error=True)
 
 
-TPE, RANDOM = TpeSampler(name="tpe", num_startup_trials=5), PlainSampler(name="random")
+TPE, GP = TpeSampler(name="tpe", num_startup_trials=5), GpSampler(name="gp", num_startup_trials=5)
+RANDOM = PlainSampler(name="random")
 ARMS: dict[str, Arm] = {
     "ours": of_ours(TPE, halving),
+    "ours_gp": of_ours(GP, halving),
     "ours_promotion": of_ours(TPE, promoting),
     "ours_grace_1": of_ours(TPE, lambda num_epochs: SuccessiveHalving(rungs(1, num_epochs), FACTOR)),
     "stock": Stock,
