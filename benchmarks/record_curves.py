@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,12 +43,12 @@ TYPED = (
 """What is searched at random; the rest of the space is as shipped."""
 
 
-def launch_of(data_root: Path) -> Any:
+def launch_of(data_root: Path, typed: Sequence[str] = TYPED) -> Any:
     """The search whose trials are recorded."""
     from search_spaces.compose import compose_choices
     from search_spaces.schema import checked
 
-    return checked(compose_choices([*TYPED, f"data.root={data_root}"]).tree)
+    return checked(compose_choices([*typed, f"data.root={data_root}"]).tree)
 
 
 def choices_of(launch: Any, number: int) -> dict[str, Any]:
@@ -78,13 +79,15 @@ def store_of(launch: Any) -> Path:
     return Path(prepare(reader, preparation_of(data), folder, name=data.name, max_unreadable_share=share).path)
 
 
-def curve_of(data_root: Path, number: int, store: Path, *, threads: int = 1) -> dict[str, Any]:
+def curve_of(
+    data_root: Path, number: int, store: Path, *, threads: int = 1, typed: Sequence[str] = TYPED
+) -> dict[str, Any]:
     """Train one configuration to its end."""
     from search_spaces.distributions import run_with
     from trainables.trial import Assignment, epochs
     from trainables.workers import Workers
 
-    launch = launch_of(data_root)
+    launch = launch_of(data_root, typed)
     choices = choices_of(launch, number)
     metric = launch.search.metric
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +109,13 @@ def curve_of(data_root: Path, number: int, store: Path, *, threads: int = 1) -> 
 
 
 def write_table(
-    curves: list[dict[str, Any]], launch: Any, data_root: Path, processes: int, *, name: str = NAME
+    curves: list[dict[str, Any]],
+    launch: Any,
+    data_root: Path,
+    processes: int,
+    *,
+    name: str = NAME,
+    typed: Sequence[str] = TYPED,
 ) -> None:
     """Put all curves into one table, and beside it what it is of."""
     import pandas as pd
@@ -118,7 +127,7 @@ def write_table(
     ]
     pd.DataFrame(rows).to_parquet(CURVES / f"{name}.parquet", index=False)
     told = {
-        "typed": [*TYPED, f"data.root={data_root.name}"],
+        "typed": [*typed, f"data.root={data_root.name}"],
         "space": launch.space,
         "configurations": len(curves),
         "epochs": launch.task.num_epochs,
