@@ -88,12 +88,12 @@ def num_trials_of(curves: Curves) -> int:
 
 def halving(num_epochs: int) -> Policy:
     """ASHA as it is shipped."""
-    return SuccessiveHalving(rungs(first_rung(num_epochs), num_epochs), FACTOR)
+    return SuccessiveHalving(rungs(first_rung(num_epochs, FACTOR), num_epochs), FACTOR)
 
 
 def promoting(num_epochs: int) -> Policy:
     """The same rungs, with promotion."""
-    return PromotingHalving(rungs(first_rung(num_epochs), num_epochs), FACTOR)
+    return PromotingHalving(rungs(first_rung(num_epochs, FACTOR), num_epochs), FACTOR)
 
 
 class Stock:
@@ -146,7 +146,7 @@ ARMS: dict[str, Arm] = {
     "ours_promotion": of_ours(TPE, promoting),
     "ours_grace_1": of_ours(TPE, lambda num_epochs: SuccessiveHalving(rungs(1, num_epochs), FACTOR)),
     "stock": Stock,
-    "stock_later": lambda curves, seed: Stock(curves, seed, grace_period=first_rung(curves.num_epochs)),
+    "stock_later": lambda curves, seed: Stock(curves, seed, grace_period=first_rung(curves.num_epochs, FACTOR)),
     "random_asha": of_ours(RANDOM, halving),
     "random": of_ours(RANDOM, lambda num_epochs: NoStopping()),
 }

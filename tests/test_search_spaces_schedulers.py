@@ -263,16 +263,22 @@ def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_t
 
 @pytest.mark.parametrize("name", ["asha", "asha_promotion"])
 @pytest.mark.parametrize(
-    ("typed", "rungs"), [((), (8, 24, 72)), (("scheduler.grace_epochs=2",), (2, 6, 18, 54))], ids=["unset", "given"]
+    ("typed", "rungs"),
+    [
+        ((), (15, 45)),
+        (("scheduler.reduction_factor=2",), (33, 66)),
+        (("scheduler.grace_epochs=2",), (2, 6, 18, 54)),
+    ],
+    ids=["unset", "halves", "given"],
 )
-def test_the_first_rung_of_a_long_trial_is_at_a_sixteenth_unless_it_is_given(name, typed, rungs):
+def test_the_first_rung_of_a_long_trial_leaves_room_for_one_more_unless_it_is_given(name, typed, rungs):
     launch = launch_of(f"scheduler={name}", "task.pretrain.num_epochs=100", "task.finetune.num_epochs=30", *typed)
     assert launch.scheduler.grace_epochs == rungs[0]  # which a study's settings then say
     assert make_policy(launch.scheduler, launch.task).rungs == rungs
 
 
 def test_the_first_rung_of_a_short_trial_is_its_first_epoch():
-    launch = launch_of("scheduler=asha", "task.pretrain.num_epochs=9", "task.finetune.num_epochs=6")
+    launch = launch_of("scheduler=asha", "task.pretrain.num_epochs=3", "task.finetune.num_epochs=6")
     assert make_policy(launch.scheduler, launch.task).rungs[0] == 1
 
 
