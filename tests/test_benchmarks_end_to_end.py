@@ -27,7 +27,7 @@ def test_random_finds_its_best_after_the_trials_that_came_before_it_and_its_own_
 
 def test_trials_are_longer_than_those_of_the_other_table_and_the_rest_is_the_same(benchmark):
     differing = set(benchmark.LARGER) ^ set(benchmark.TYPED)
-    assert differing == {"data.max_train_patients=400", "data.max_train_patients=1600"}
+    assert differing == {"data.max_train_patients=400", "data.max_train_patients=1600", "data.subsample_seed=0"}
 
 
 def test_the_moment_is_that_of_the_first_epoch_at_the_level_and_half_a_line_is_none(benchmark, tmp_path):
