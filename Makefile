@@ -45,7 +45,7 @@ lint: .venv/for-developing
 	@$(VENV_PYTHON) -m mypy
 
 # One figure at a time, on a machine that does nothing else; a table of all of them at the end.
-SHORT_BENCHMARKS = store trial_start search_scale report reuse packing
+SHORT_BENCHMARKS = store trial_start gang_start search_scale report reuse packing
 LONG_BENCHMARKS = coverage sharding
 bench: .venv/for-running
 	@rm -f $(SHORT_BENCHMARKS:%="$(BENCH_DIR)"/%.json)

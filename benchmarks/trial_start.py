@@ -53,7 +53,9 @@ TARGET_S = 0.3
 
 
 @contextlib.contextmanager
-def ray_instance(log: Path, *, num_cpus: int = CONCURRENT_TRIALS, ours: bool = False, gangs: bool = False) -> Iterator[None]:
+def ray_instance(
+    log: Path, *, num_cpus: int = CONCURRENT_TRIALS, ours: bool = False, gangs: bool = False
+) -> Iterator[None]:
     """Ray, with its dashboard, for the length of the block; its first worker has answered on entry.
 
     Args:

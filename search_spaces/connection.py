@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DASHBOARD_HOST = "127.0.0.1"
 ANSWER_WITHIN_S = 10
-OF_A_TRIAL = ("torch", "ray.tune", "scipy.signal", "pandas", "pydantic", "safetensors.torch")
+OF_A_TRIAL = ("torch", "ray.tune", "pandas", "pydantic", "safetensors.torch")
 """Modules that take long to import, of what trainables.trial imports; those of others, which every process finds."""
 MEMORY_OF_A_PROCESS = 300 * 2**20
 """Bytes of its own that a process takes which has imported them, and a margin."""

@@ -33,7 +33,7 @@ SETTINGS = {
 """The variables by which alone Train's controller can be told some things, unless the user has set them."""
 
 
-class TrainerInThisProcess(TorchTrainer):
+class TrainerInThisProcess(TorchTrainer):  # type: ignore[misc]
     """A `TorchTrainer` whose controller runs where `fit` is called: the gang then belongs to this process."""
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
@@ -50,7 +50,7 @@ class TrainerInThisProcess(TorchTrainer):
         return [*callbacks, _Cleaner()]
 
 
-class _Group(WorkerGroup):
+class _Group(WorkerGroup):  # type: ignore[misc]
     """Workers in the environment of the process that asks for them."""
 
     @staticmethod
@@ -59,11 +59,11 @@ class _Group(WorkerGroup):
         return dict(custom_runtime_env)
 
 
-class _Controller(TrainController):
+class _Controller(TrainController):  # type: ignore[misc]
     worker_group_cls = _Group
 
 
-class _Cleaner(PlacementGroupCleanerCallback):
+class _Cleaner(PlacementGroupCleanerCallback):  # type: ignore[misc]
     """Starts the actor that frees the place of a gang whose controller is gone: once, for all gangs of this process.
 
     It ends a second after this process has, in which all their controllers run.
@@ -74,7 +74,7 @@ class _Cleaner(PlacementGroupCleanerCallback):
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
         if _Cleaner._of_this_process is None:
             super().after_controller_start(train_run_context)
-            _Cleaner._of_this_process = self._cleaner
+            _Cleaner._of_this_process = self._cleaner  # type: ignore[has-type]
         self._cleaner = _Cleaner._of_this_process
         self._controller_actor_id = get_runtime_context().get_actor_id()
 

@@ -19,14 +19,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from trainables.controller import TrainerInThisProcess
 from trainables.diagnosis import Note, interruption_of_gang, said
 from trainables.failures import InterruptedTrial
 from trainables.files import StorageError
-from trainables.node_folder import Scratch, folder_held
 from trainables.mailbox import Mailbox
+from trainables.node_folder import Scratch, folder_held
 from trainables.nodes import holding, is_alive
 from trainables.settings import backend_of
 from trainables.trial import Assignment, Engine, Trial, epochs, outside
@@ -103,7 +103,7 @@ class Gang:
         )
         self._thread.start()
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: TrainerInThisProcess) -> None:
         try:
             trainer.fit()
             self._error = RuntimeError("the trial's workers ended before its last epoch")  # if one still waits
