@@ -35,7 +35,9 @@ from typing import Any
 import ray
 import ray.train
 import ray.tune
+import trial_start
 from figures import Figure, parse_arguments, publish
+from ray import cloudpickle
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
@@ -133,6 +135,7 @@ def main() -> None:
     """Measure both and publish them."""
     assert __doc__ is not None
     arguments = parse_arguments(__doc__)
+    cloudpickle.register_pickle_by_value(trial_start)  # else workers would import it, and what drives a search with it
     # a nested trial takes three CPUs: Tune gives its driver one and Train its workers one each
     nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS, cpus_per_trial=3, concurrent_trials=1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,18 +1,11 @@
-"""Gangs whose controller runs in the process that starts them: what is started for them, and that nothing stays."""
-
-import os
-import sys
-import time
+"""What of Ray Train is replaced while a gang's controller runs, and for how long."""
 
 import pytest
-import ray
-from ray import cloudpickle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2._internal.execution.worker_group import state, worker_group
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 
-from search_spaces.compose import compose_choices
-from search_spaces.connection import ray_instance
-from search_spaces.schema import checked
+from trainables import controller
 from trainables.controller import TrainerInThisProcess, _no_barrier
 
 
@@ -25,76 +18,17 @@ def test_trains_barrier_is_back_when_a_gang_has_ended():
     assert (worker_group.SynchronizationActor, state._shutdown_sync_actor) == before
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """Ray with two CPUs, as for a search of gangs."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    typed = ["search=stmem_ptbxl", "cluster.num_cpus=2", "cluster.workers_per_trial=2"]
-    with ray_instance(checked(compose_choices(typed).tree).cluster):
-        yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning")  # Ray warns of its own code
+def test_a_gang_has_one_guard_of_its_place_and_nothing_for_data_sets():
+    callbacks = TrainerInThisProcess(print)._create_default_callbacks()
+    assert [type(each) for each in callbacks if isinstance(each, PlacementGroupCleanerCallback)] == [
+        controller._Cleaner
+    ]
+    assert not any(isinstance(each, DatasetsCallback) for each in callbacks)
 
 
-@ray.remote(num_cpus=0)
-class Door:
-    """Where workers say that they are there; those that are to wait do so until it is gone."""
-
-    def __init__(self):
-        self.here = 0
-
-    def come(self):
-        self.here += 1
-
-    def number(self):
-        return self.here
-
-
-@ray.remote(num_cpus=0)
-class Starter:
-    def start(self, place, name, door, waits):
-        def work(_):
-            ray.get(door.come.remote())
-            if waits:
-                time.sleep(600)  # until it is killed
-
-        TrainerInThisProcess(
-            work,
-            train_loop_config={},
-            scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(name=name, storage_path=place, failure_config=FailureConfig(max_failures=0)),
-        ).fit()
-        return os.getpid()
-
-
-def until(holds, seconds=60.0):
-    """Wait, at most so long, until something holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never held"
-        time.sleep(0.1)
-
-
-def living():
-    actors = ray._private.state.actors().values()
-    return sorted(actor["ActorClassName"].rpartition(".")[2] for actor in actors if actor["State"] == "ALIVE")
-
-
-@pytest.mark.cluster
-def test_gangs_of_one_process_share_its_guard_and_free_their_places_also_when_it_is_killed(cluster, tmp_path):
-    starter = Starter.remote()
-    for name in ("first", "second"):  # the second one has room
-        door = Door.remote()
-        ray.get(starter.start.remote(str(tmp_path), name, door, waits=False), timeout=120)
-        assert ray.get(door.number.remote()) == 2
-    door = Door.remote()
-    third = starter.start.remote(str(tmp_path), "third", door, waits=True)
-    until(lambda: ray.get(door.number.remote()) == 2)
-    of_gangs = [name for name in living() if name not in ("Door", "_AutoscalingCoordinatorActor")]
-    assert of_gangs == ["PlacementGroupCleaner", "RayTrainWorker", "RayTrainWorker", "Starter"]
-    assert ray.available_resources().get("CPU", 0) == 0
-    ray.kill(starter)
-    with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(third)
-    until(lambda: ray.available_resources().get("CPU", 0) == 2)
-    until(lambda: set(living()) <= {"Door", "_AutoscalingCoordinatorActor"})
+def test_workers_have_the_environment_that_is_asked_for_and_none_of_trains_variables(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    assert WorkerGroup._get_worker_runtime_env({})["env_vars"]  # why Train's own workers find no waiting process
+    assert controller._Group._get_worker_runtime_env({}) == {}
+    assert controller._Controller.worker_group_cls is controller._Group
