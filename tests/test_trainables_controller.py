@@ -18,7 +18,7 @@ def test_trains_barrier_is_back_when_a_gang_has_ended():
     assert (worker_group.SynchronizationActor, state._shutdown_sync_actor) == before
 
 
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning")  # Ray warns of its own code
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")  # Ray warns of its own code
 def test_a_gang_has_one_guard_of_its_place_and_nothing_for_data_sets():
     callbacks = TrainerInThisProcess(print)._create_default_callbacks()
     assert [type(each) for each in callbacks if isinstance(each, PlacementGroupCleanerCallback)] == [
