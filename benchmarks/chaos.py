@@ -360,7 +360,7 @@ class Chaos:
 
     def trial(self, running: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]] | None:
         """The process that has started a gang is killed."""
-        return self._kill_one(running, ("ray::GangTrial",))
+        return self._kill_one(running, ("ray::GangTrial.train",))
 
     def head(self, running: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """The head's service is killed and starts again from its embedded store."""
@@ -388,7 +388,7 @@ class Chaos:
 
 OF_WORKERS = ("ray::Trial.train", "ray::RayTrainWorker")
 """What processes call themselves that compute a trial now; one that waits for its next trial is but `ray::Trial`."""
-OF_TRIALS = ("ray::Trial", "ray::RayTrainWorker", "ray::GangTrial", "ray::TrainController", "ray::Mailbox")
+OF_TRIALS = ("ray::Trial", "ray::RayTrainWorker", "ray::GangTrial", "ray::Mailbox")
 NOTICE_S = 10
 
 

@@ -96,7 +96,7 @@ class StockTrial(ray.tune.Trainable):
 
 def stock(num_trials: int) -> Cost:
     """Run Tune's own searcher and scheduler."""
-    with tempfile.TemporaryDirectory() as storage, ray_instance(Path(storage, "ray.log"), cpus_per_trial=1):
+    with tempfile.TemporaryDirectory() as storage, ray_instance(Path(storage, "ray.log")):
         tuner = ray.tune.Tuner(
             StockTrial,
             tune_config=ray.tune.TuneConfig(
@@ -180,7 +180,7 @@ def ours(num_trials: int, *typed: str, watch: Callable[[Ledger], None] = lambda 
         typed: what else is typed.
         watch: is shown the books whenever they have changed.
     """
-    with tempfile.TemporaryDirectory() as folder, ray_instance(Path(folder, "ray.log"), cpus_per_trial=1, ours=True):
+    with tempfile.TemporaryDirectory() as folder, ray_instance(Path(folder, "ray.log"), ours=True):
         launch = our_launch(Path(folder, "study"), f"search.num_trials={num_trials}", *TYPED, *typed)
         began, used = time.perf_counter(), time.process_time()
         ledger = open_ledger(launch)

@@ -17,6 +17,7 @@ ours comes last: it sets variables of the environment that would spare the other
 
 import contextlib
 import functools
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ from search_spaces.schedulers import make_policy
 from search_spaces.schema import Launch, checked
 from search_spaces.tuning import run_trials
 from trainables.files import write_tensors
+from trainables.gang import GangTrial
 from trainables.study import StudyFolder
 from trainables.trial import Assignment, Engine, Trial
 
@@ -51,18 +53,20 @@ TARGET_S = 0.3
 
 
 @contextlib.contextmanager
-def ray_instance(log: Path, *, cpus_per_trial: int, ours: bool = False) -> Iterator[None]:
+def ray_instance(
+    log: Path, *, num_cpus: int = CONCURRENT_TRIALS, ours: bool = False, gangs: bool = False
+) -> Iterator[None]:
     """Ray, with its dashboard, for the length of the block; its first worker has answered on entry.
 
     Args:
         log: where everything goes that Ray and Tune would write to the terminal.
-        cpus_per_trial: what one of the concurrent trials takes.
+        num_cpus: what the concurrent trials take.
         ours: whether it is started as launch.py starts it, or as Ray's documentation does.
+        gangs: whether trials have several workers.
     """
-    num_cpus = CONCURRENT_TRIALS * cpus_per_trial
-    with quiet(Console(), log), environment_of_trials(gangs=False) if ours else contextlib.nullcontext():
+    with quiet(Console(), log), environment_of_trials(gangs=gangs) if ours else contextlib.nullcontext():
         if ours:
-            start_ray(num_cpus, include_dashboard=True)
+            start_ray(num_cpus, include_dashboard=True, preload=not gangs)
         else:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, log_to_driver=False)
         try:
@@ -73,16 +77,26 @@ def ray_instance(log: Path, *, cpus_per_trial: int, ours: bool = False) -> Itera
 
 
 def seconds_per_trial(
-    trainable: Callable[[dict[str, Any]], None], num_trials: int, *, cpus_per_trial: int = 1
+    trainable: Callable[[dict[str, Any]], None],
+    num_trials: int,
+    *,
+    cpus_per_trial: int = 1,
+    concurrent_trials: int = CONCURRENT_TRIALS,
 ) -> float:
     """Wall seconds of a study over `trainable`, divided by its trials.
+
+    Args:
+        trainable: a trial, as Tune's function.
+        num_trials: how many.
+        cpus_per_trial: what one of them takes, with all that it starts.
+        concurrent_trials: how many at a time.
 
     Raises:
         RuntimeError: if a trial failed, for then its seconds mean nothing.
     """
     with (
         tempfile.TemporaryDirectory() as storage,
-        ray_instance(Path(storage, "ray.log"), cpus_per_trial=cpus_per_trial),
+        ray_instance(Path(storage, "ray.log"), num_cpus=cpus_per_trial * concurrent_trials),
     ):
         tuner = ray.tune.Tuner(
             trainable,
@@ -91,7 +105,7 @@ def seconds_per_trial(
                 metric="x",
                 mode="max",
                 num_samples=num_trials,
-                max_concurrent_trials=CONCURRENT_TRIALS,
+                max_concurrent_trials=concurrent_trials,
                 reuse_actors=False,
             ),
             run_config=ray.tune.RunConfig(storage_path=storage, name="study", verbose=0),
@@ -130,18 +144,23 @@ def nested_worker(choices: dict[str, Any]) -> None:
     ray.train.report({"x": choices["x"]})
 
 
-def our_seconds_per_trial(*typed: str) -> float:
-    """Wall seconds of a study of ours with empty epochs, divided by its trials.
+def our_seconds_per_trial(
+    *typed: str, trainable: type[Trial], store: Path = Path("unopened"), num_cpus: int = CONCURRENT_TRIALS
+) -> tuple[float, list[dict[str, Any]]]:
+    """Wall seconds of a study of ours with empty epochs, divided by its trials, and the study's events.
 
     Args:
         typed: what else would be typed for it.
+        trainable: a trial without its computation.
+        store: what trials are told of the prepared recordings; no empty trial opens them.
+        num_cpus: of Ray.
 
     Raises:
         RuntimeError: if a trial did not end COMPLETE, for then its seconds mean nothing.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        ray_instance(Path(folder, "ray.log"), cpus_per_trial=1, ours=True),
+        ray_instance(Path(folder, "ray.log"), num_cpus=num_cpus, ours=True, gangs=issubclass(trainable, GangTrial)),
     ):
         launch = our_launch(Path(folder, "study"), *typed)
         start = time.perf_counter()
@@ -149,18 +168,19 @@ def our_seconds_per_trial(*typed: str) -> float:
         run_trials(
             ledger,
             launch.cluster,
-            store=Path(folder, "store"),  # which no empty trial opens
+            store=store,
             metric=launch.search.metric,
             maximize=launch.search.direction == "maximize",
             on_change=lambda: None,
             scheduler=launch.scheduler,
-            trainable=EmptyTrial,
+            trainable=trainable,
         )
         seconds = time.perf_counter() - start
         states = [trial.state for trial in ledger.trials.values()]
+        events = [json.loads(line) for line in ledger.folder.events.read_text(encoding="utf-8").splitlines()]
     if states != ["COMPLETE"] * launch.search.num_trials:
         raise RuntimeError(f"{launch.search.num_trials} trials must end COMPLETE, got {states}")
-    return seconds / len(states)
+    return seconds / len(states), events
 
 
 def our_launch(study_dir: Path, *typed: str) -> Launch:
@@ -187,22 +207,27 @@ def open_ledger(launch: Launch) -> Ledger:
     )
 
 
+def last_epoch(assignment: Assignment) -> dict[str, Any]:
+    """The result of a trial that computes nothing: its last epoch is there at once, with weights of one number."""
+    epoch = assignment.run.task.num_epochs
+    write_tensors(assignment.folder / f"best-{epoch:04d}.safetensors", {"weight": torch.zeros(1)}, {})
+    return {
+        "epoch": epoch,
+        "stage": "finetune",
+        "metrics": {assignment.metric: 0.5},
+        "seconds": 0.0,
+        "value": 0.5,
+        "best_epoch": epoch,
+        "finished": True,
+        "reason": None,
+    }
+
+
 class Empty:
-    """The engine of a trial that computes nothing: its last epoch is there at once, with weights of one number."""
+    """The engine of a trial that computes nothing."""
 
     def __init__(self, assignment: Assignment) -> None:
-        epoch = assignment.run.task.num_epochs
-        write_tensors(assignment.folder / f"best-{epoch:04d}.safetensors", {"weight": torch.zeros(1)}, {})
-        self._result = {
-            "epoch": epoch,
-            "stage": "finetune",
-            "metrics": {assignment.metric: 0.5},
-            "seconds": 0.0,
-            "value": 0.5,
-            "best_epoch": epoch,
-            "finished": True,
-            "reason": None,
-        }
+        self._result = last_epoch(assignment)
 
     def next_epoch(self) -> dict[str, Any]:
         """The last epoch."""
@@ -227,7 +252,7 @@ def main() -> None:
     # a nested trial takes two CPUs: Tune gives its driver one and Train its worker one
     nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS, cpus_per_trial=2)
     fresh_actor = seconds_per_trial(fresh_actor_trial, NUM_ACTOR_TRIALS)
-    in_process = our_seconds_per_trial()
+    in_process, _ = our_seconds_per_trial(trainable=EmptyTrial)
     figures = [
         Figure("nested", nested, "s/trial"),
         Figure("fresh_actor", fresh_actor, "s/trial", baseline=nested, ratio=nested / fresh_actor),

@@ -34,7 +34,6 @@ import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy import signal as scipy_signal
 
 from data.folders import build_folder, synced
 from data.labels import LabelProtocol, Labels, read_labels
@@ -130,6 +129,8 @@ def prepare_signal(record: Record, preparation: Preparation) -> NDArray[np.float
         RecordError: if a lead is missing or there twice, the record is too short, holds NaN or infinity, or all leads
             are flat.
     """
+    from scipy import signal as scipy_signal  # half a second, for which no process of a trial has use
+
     signal_mv: NDArray[Any] = _pick_leads(record, preparation)
     _check_signal(signal_mv, record, preparation)
     if record.sampling_rate_hz != preparation.sampling_rate_hz:
@@ -151,6 +152,8 @@ def _without_phase(
     Scipy solves anew for every record what its sections begin with, which is half of its time on 1,000 samples; here
     it is kept. Both ends are extended as there, but less where a record is shorter, which scipy refuses.
     """
+    from scipy import signal as scipy_signal  # as in prepare_signal
+
     num_taps = 2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum())
     extension = min(3 * num_taps, signal_mv.shape[-1] - 1)
     first, last = signal_mv[:, :1], signal_mv[:, -1:]
@@ -371,6 +374,8 @@ def _check_signal(signal_mv: NDArray[np.float32], record: Record, preparation: P
 @functools.lru_cache(maxsize=8)
 def filter_sections(preparation: Preparation) -> NDArray[np.float64]:
     """(S, 6) second-order sections of the high-pass followed by the low-pass."""
+    from scipy import signal as scipy_signal  # as in prepare_signal
+
     sections = [
         scipy_signal.butter(preparation.filter_order, cutoff_hz, kind, fs=preparation.sampling_rate_hz, output="sos")
         for cutoff_hz, kind in ((preparation.highpass_hz, "highpass"), (preparation.lowpass_hz, "lowpass"))
@@ -382,6 +387,8 @@ def filter_sections(preparation: Preparation) -> NDArray[np.float64]:
 @functools.lru_cache(maxsize=8)
 def _steady_state(preparation: Preparation) -> NDArray[np.float64]:
     """(S, 1, 2) what the sections hold after an endless signal of 1."""
+    from scipy import signal as scipy_signal  # as in prepare_signal
+
     state: NDArray[np.float64] = scipy_signal.sosfilt_zi(filter_sections(preparation))
     return state[:, None, :]
 

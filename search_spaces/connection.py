@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DASHBOARD_HOST = "127.0.0.1"
 ANSWER_WITHIN_S = 10
-OF_A_TRIAL = ("torch", "ray.tune", "scipy.signal", "pandas", "pydantic", "safetensors.torch")
+OF_A_TRIAL = ("torch", "ray.tune", "pandas", "pydantic", "safetensors.torch")
 """Modules that take long to import, of what trainables.trial imports; those of others, which every process finds."""
 MEMORY_OF_A_PROCESS = 300 * 2**20
 """Bytes of its own that a process takes which has imported them, and a margin."""
@@ -47,7 +47,7 @@ def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[N
     try:
         if cluster.address is None:
             # without the dashboard ended gangs would keep their CPUs (Train asks it who is alive)
-            start_ray(cluster.num_cpus, include_dashboard=gangs, log_to_driver=log_to_driver)
+            start_ray(cluster.num_cpus, include_dashboard=gangs, preload=not gangs, log_to_driver=log_to_driver)
         else:
             # every worker runs this very code, frozen now, on every node; in a job, too, whose own environment is
             # the same code with launch.py beside it
@@ -71,14 +71,23 @@ def ray_instance(cluster: Cluster, *, log_to_driver: bool = False) -> Iterator[N
         ray.shutdown()
 
 
-def start_ray(num_cpus: int | None, *, include_dashboard: bool, log_to_driver: bool = False) -> None:
+def start_ray(
+    num_cpus: int | None, *, include_dashboard: bool, preload: bool = True, log_to_driver: bool = False
+) -> None:
     """Start Ray on this machine, with processes that are ready to take a trial.
 
     Ray starts one a core at once; those import meanwhile what a trial needs two seconds for. Not where all of them
     together would take more than a quarter of the memory that is free: most wait in vain where trials have many cores.
+
+    Args:
+        num_cpus: that Ray may give to trials; all there are by default.
+        include_dashboard: whether it has one.
+        preload: whether processes import ahead. All would that Ray ever starts, also those of a gang that import next
+            to nothing else, and what a gang's workers import takes as long ahead as when it is due.
+        log_to_driver: whether what workers print is printed here.
     """
     processes, free = os.cpu_count() or 1, psutil.virtual_memory().available
-    preloads = processes * MEMORY_OF_A_PROCESS < free / 4
+    preloads = preload and processes * MEMORY_OF_A_PROCESS < free / 4
     with environment({"RAY_preload_python_modules": ",".join(OF_A_TRIAL) if preloads else None}):
         ray.init(
             address="local",

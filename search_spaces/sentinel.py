@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,18 +67,18 @@ class Sentinel:
         self._gangs = gangs
         self._lock = threading.Lock()
         self._held: dict[int, set[Thing]] = {}
+        self._own: dict[int, set[Thing]] = {}  # of these, what the trial's own process holds
         self._kept: set[Thing] = set()
         self._going: dict[Thing, float] = {}  # since when each should be gone
         self._left: set[Thing] = set()
         self._stops, self._gone, self._longest = 0, 0, 0.0
         self._hosts: dict[str, str] = {}
 
-    def holds(self, number: int, held: Iterable[Mapping[str, Any]]) -> None:
-        """Take in what a running trial holds now."""
+    def holds(self, number: int, held: Sequence[Mapping[str, Any]]) -> None:
+        """Take in what a running trial holds now: first its own process, then the workers of its gang."""
         with self._lock:
-            things = self._held.setdefault(number, set())
-            for part in held:
-                things |= things_of(part)
+            self._own[number] = things_of(held[0])
+            self._held.setdefault(number, set()).update(*map(things_of, held))
 
     def nodes_of(self, number: int) -> set[str]:
         """Where a running trial has said that it runs."""
@@ -95,9 +95,9 @@ class Sentinel:
         """
         with self._lock:
             self._stops += 1
-            things = self._held.pop(number, set())
+            things, own = self._held.pop(number, set()), self._own.pop(number, set())
             if kept:
-                self._kept |= {thing for thing in things if thing.kind != "folder"}
+                self._kept |= {thing for thing in own if thing.kind != "folder"}
                 things -= self._kept
             self._expect(things)
         folder = self._study.trial(number)

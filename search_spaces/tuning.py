@@ -148,7 +148,8 @@ class LedgerScheduler(FIFOScheduler):
             goes_on = self._ledger.report(number, unflattened(result))
             if not goes_on:
                 paused = self._ledger.trials[number].state == "RUNNING"
-                self._sentinel.stopped(number, kept=self._places.reuses_processes, paused=paused)
+                self._sentinel.stopped(number, kept=True, paused=paused)
+                release(trial)
             self._on_change()
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
@@ -166,6 +167,14 @@ class LedgerScheduler(FIFOScheduler):
                 self._places.avoid(interruption)
                 self._ledger.interrupt(number, interruption)
             self._on_change()
+
+
+def release(trial: TuneTrial) -> None:
+    """Have a stopped trial's process give back what it holds now: Tune tells it nothing until another trial comes.
+
+    What is asked of it later waits until this is done.
+    """
+    trial.temporary_state.ray_actor.release.remote()
 
 
 def error_of(trial: TuneTrial) -> BaseException:
@@ -212,6 +221,7 @@ class PopulationScheduler(LedgerScheduler):
         waiting = any(other.status in (TuneTrial.PENDING, TuneTrial.PAUSED) for other in tune_controller.get_trials())
         if exploit is None and not waiting:
             return decision
+        release(trial)
         tune_controller.pause_trial(trial, should_checkpoint=False)
         if exploit is not None:
             trial.set_config(self._assign(*exploit))
@@ -332,11 +342,6 @@ class Places:
         self._known = concurrency(cluster, nodes, self.num_gpus)
         self._asked = time.monotonic()
 
-    @property
-    def reuses_processes(self) -> bool:
-        """Whether the next trial uses a stopped one's process; a gang would keep its workers' places until then."""
-        return self._cluster.workers_per_trial == 1
-
     def room(self) -> int:
         """How many trials may run at a time now."""
         if time.monotonic() - self._asked > ASK_EVERY_S:
@@ -426,7 +431,7 @@ def run_trials(
         gang = {"num_workers": cluster.workers_per_trial, "placement": cluster.placement}
         return {**assignment.to_config(), **gang, "avoid_nodes": sorted(places.avoided)}
 
-    trouble, sentinel = Trouble(), Sentinel(ledger.folder, gangs=not places.reuses_processes)
+    trouble, sentinel = Trouble(), Sentinel(ledger.folder, gangs=cluster.workers_per_trial > 1)
     following, room = LedgerScheduler(ledger, trouble, on_change, places, sentinel), places.room
     if scheduler.name == "pbt" and isinstance(ledger, Ledger):
         # the whole population is started at once and takes turns on what the cluster has
@@ -445,7 +450,7 @@ def run_trials(
             stop=StudyStopper(ledger, trouble, to_end),
             num_samples=-1,
             resources_per_trial=places.resources(),
-            reuse_actors=places.reuses_processes,
+            reuse_actors=True,
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
             trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:04d}-{trial.trial_id}",

@@ -79,14 +79,15 @@ def test_tune_copies_no_keys_into_what_ray_writes_to_its_logs(gangs):
     assert before == (class_cache.ENV_VARS_TO_PROPAGATE, class_cache.DEFAULT_ENV_VARS)
 
 
-def test_modules_are_imported_ahead_only_where_there_is_memory_for_all_processes_that_wait(environment):
+def test_modules_are_imported_ahead_only_on_request_and_where_all_processes_that_wait_have_memory(environment):
     name, seen = "RAY_preload_python_modules", []
     environment.setattr(connection.ray, "init", lambda **_: seen.append(os.environ.get(name)))
     environment.setattr(connection.os, "cpu_count", lambda: 8)
-    for free in (4 * 8 * connection.MEMORY_OF_A_PROCESS + 4, 4 * 8 * connection.MEMORY_OF_A_PROCESS):
+    enough = 4 * 8 * connection.MEMORY_OF_A_PROCESS + 4
+    for free, preload in ((enough, True), (enough - 4, True), (enough, False)):
         environment.setattr(connection.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        start_ray(2, include_dashboard=False)
-    assert seen == [",".join(connection.OF_A_TRIAL), None]
+        start_ray(2, include_dashboard=False, preload=preload)
+    assert seen == [",".join(connection.OF_A_TRIAL), None, None]
     assert name not in os.environ
 
 

@@ -104,6 +104,18 @@ def test_a_process_that_the_next_trial_uses_again_has_time_until_the_search_ends
     assert recorded(sentinel)[0]["left"] == []
 
 
+def test_the_workers_of_a_gang_must_go_with_their_trial_though_its_process_stays(cluster, sentinel):
+    cluster["actors"], cluster["groups"] = {"actor1", "actor2"}, {"group1", "group2"}
+    with sentinel.watching():
+        sentinel.holds(1, [held(1), held(2)])
+        sentinel.stopped(1, kept=True)
+        assert sentinel.look()  # actor2 and group2 have still time to go
+        cluster["actors"], cluster["groups"] = {"actor1"}, {"group1"}
+        assert not sentinel.look()
+        cluster["actors"], cluster["groups"] = set(), set()
+    assert recorded(sentinel)[0]["left"] == []
+
+
 @pytest.mark.parametrize("paused", [True, False])
 def test_the_state_of_a_paused_trial_stays_and_that_of_an_ended_one_must_go(cluster, sentinel, monkeypatch, paused):
     monkeypatch.setattr(module, "GRACE_S", 0.05)

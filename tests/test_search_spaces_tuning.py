@@ -134,6 +134,22 @@ def test_the_process_that_has_become_free_goes_to_the_new_trial_and_not_to_one_w
     assert scheduler.choose_trial_to_run(None) is None
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_the_process_of_a_stopped_trial_is_told_to_give_back_what_it_holds(goes_on):
+    told = []
+    actor = SimpleNamespace(release=SimpleNamespace(remote=lambda: told.append("release")))
+    trial = SimpleNamespace(config={"number": 3}, temporary_state=SimpleNamespace(ray_actor=actor))
+    ledger = SimpleNamespace(report=lambda *_: goes_on, trials={3: SimpleNamespace(state="COMPLETE")})
+    sentinel = SimpleNamespace(
+        holds=lambda *_: None, stopped=lambda number, *, kept, paused: told.append((number, kept, paused))
+    )
+    scheduler = LedgerScheduler(ledger, Trouble(), lambda: None, None, sentinel)
+    keys = ("epoch", "stage", "seconds", "value", "best_epoch", "finished", "reason", "holds")
+    decision = scheduler.on_trial_result(None, trial, dict.fromkeys(keys))
+    assert decision == ("CONTINUE" if goes_on else "STOP")
+    assert told == ([] if goes_on else [(3, True, False), "release"])
+
+
 def test_an_error_that_tune_keeps_as_text_alone_is_of_what_the_trial_runs_on(tmp_path):
     text = "Failure # 1 (occurred at 2026)\nTask was killed due to the node running low on memory.\n"
     (tmp_path / "error.txt").write_text(text)

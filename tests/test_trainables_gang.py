@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from trainables.failures import InterruptedTrial
+from trainables.gang import GangTrial
 from trainables.state import read_place
 
 REPOSITORY = Path(__file__).parent.parent
@@ -96,6 +99,21 @@ def check_again(folder, number):
     # gradients were added up in another order: else one process has computed both
     assert [epoch["train/loss"] for epoch in of_gang] != [epoch["train/loss"] for epoch in alone]
     assert f"trial {number} again: epochs [" in said
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_process_takes_on_another_trial_only_when_its_gang_has_ended(monkeypatch, ends):
+    trial, began = GangTrial.__new__(GangTrial), []
+    gang = SimpleNamespace(runs=True)
+    gang.stop = lambda: setattr(gang, "runs", not ends)
+    trial.engine = trial.gang = gang
+    monkeypatch.setattr(GangTrial, "setup", lambda _, config: began.append(config))
+    if ends:
+        assert trial.reset_config({"number": 4})
+    else:
+        with pytest.raises(InterruptedTrial, match="has not ended in 20 s"):
+            trial.reset_config({"number": 4})
+    assert began == ([{"number": 4}] if ends else [])
 
 
 @pytest.mark.cluster

@@ -10,76 +10,34 @@ goes on in a new one. So a failure is counted, and written down, in one place.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
+from trainables.controller import TrainerInThisProcess
 from trainables.diagnosis import Note, interruption_of_gang, said
 from trainables.failures import InterruptedTrial
 from trainables.files import StorageError
+from trainables.mailbox import Mailbox
 from trainables.node_folder import Scratch, folder_held
 from trainables.nodes import holding, is_alive
 from trainables.settings import backend_of
 from trainables.trial import Assignment, Engine, Trial, epochs, outside
 from trainables.workers import Workers
 
+Loop = Callable[[Assignment, Workers], Iterator[dict[str, Any]]]
 FAILED = "failed"
 DRIVERS_ROOM = 0.01
 """CPU that each worker leaves for the drivers of trials: a gang of two then fits on two CPUs. Threads stay whole."""
 PATIENCE_S = 20.0
 """How long a gang may take to end by itself before its processes are killed with their parent."""
-
-
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Where a gang leaves its results and waits for leave to go on."""
-
-    def __init__(self) -> None:
-        self._results: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._leave: asyncio.Queue[bool] = asyncio.Queue()
-        self._holdings: dict[int, dict[str, Any]] = {}
-        self._notes: list[dict[str, str]] = []
-
-    async def enrol(self, rank: int, held: dict[str, Any]) -> None:
-        """Say what a worker holds."""
-        self._holdings[rank] = held
-
-    async def holdings(self) -> list[dict[str, Any]]:
-        """What all workers hold, by rank."""
-        return [self._holdings[rank] for rank in sorted(self._holdings)]
-
-    async def note(self, note: dict[str, str]) -> None:
-        """Say why a worker ends."""
-        self._notes.append(note)
-
-    async def notes(self) -> list[dict[str, str]]:
-        """Why workers have ended."""
-        return self._notes
-
-    async def put(self, result: dict[str, Any]) -> None:
-        """Leave a result."""
-        await self._results.put(result)
-
-    async def take(self) -> dict[str, Any]:
-        """Wait for the next result."""
-        return await self._results.get()
-
-    async def grant(self, leave: bool) -> None:
-        """Say whether the gang goes on."""
-        await self._leave.put(leave)
-
-    async def may_go_on(self) -> bool:
-        """Wait for leave to compute one more epoch; False ends the gang."""
-        return await self._leave.get()
 
 
 def work(config: dict[str, Any]) -> None:
@@ -90,7 +48,7 @@ def work(config: dict[str, Any]) -> None:
     held = holding()
     ray.get(mailbox.enrol.remote(workers.rank, held))
     try:
-        results = epochs(assignment, workers)
+        results = config["loop"](assignment, workers)
         while _may_go_on(mailbox, workers):
             result = next(results, None)
             if result is None:
@@ -112,7 +70,9 @@ def _may_go_on(mailbox: Any, workers: Workers) -> bool:
 class Gang:
     """Epochs in a `TorchTrainer` whose `fit` runs in a thread of this process."""
 
-    def __init__(self, assignment: Assignment, num_workers: int, placement: str, avoid: frozenset[str]) -> None:
+    def __init__(
+        self, assignment: Assignment, num_workers: int, placement: str, avoid: frozenset[str], loop: Loop = epochs
+    ) -> None:
         self._mailbox = Mailbox.remote()  # type: ignore[attr-defined]
         self._error: Exception | None = None
         self._scratch = Scratch.of(assignment.folder, assignment.remote, assignment.attempt)
@@ -120,10 +80,9 @@ class Gang:
         resources = {"CPU": assignment.cpus_per_worker - DRIVERS_ROOM}
         if assignment.num_gpus > 0:
             resources["GPU"] = assignment.num_gpus
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s: how late an end is noticed
-        trainer = TorchTrainer(
+        trainer = TrainerInThisProcess(
             work,
-            train_loop_config={"assignment": assignment.to_config(), "mailbox": self._mailbox},
+            train_loop_config={"assignment": assignment.to_config(), "mailbox": self._mailbox, "loop": loop},
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=assignment.num_gpus > 0,
@@ -135,7 +94,7 @@ class Gang:
             run_config=RunConfig(
                 name=f"gang-{assignment.number:04d}",
                 storage_path=self._scratch.place,
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                failure_config=FailureConfig(max_failures=0),
             ),
         )
         # a daemon: a gang that does not end must not keep this process, with which it ends
@@ -144,7 +103,7 @@ class Gang:
         )
         self._thread.start()
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: TrainerInThisProcess) -> None:
         try:
             trainer.fit()
             self._error = RuntimeError("the trial's workers ended before its last epoch")  # if one still waits
@@ -187,13 +146,18 @@ class Gang:
         found: list[dict[str, Any]] = ray.get(self._mailbox.holdings.remote())
         return found
 
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End the gang between two epochs and wait until its workers are gone.
 
-        One that does not end, e.g. since it still waits for a place, ends with this process: what Train has started
-        belongs to it.
+        One that does not end, e.g. since it still waits for a place, ends with this process, to which its workers
+        belong.
         """
-        if self._thread.is_alive():
+        if self.runs:
             ray.get(self._mailbox.grant.remote(False))
         self._thread.join(PATIENCE_S)
         ray.kill(self._mailbox)
@@ -204,15 +168,36 @@ class Gang:
 class GangTrial(Trial):
     """A trial on several workers; this process only starts them and passes their results on.
 
-    It is not used again by another trial: a stopped gang would keep its workers' places until one comes.
+    It is used again by the next trial, but its gang is not: it ends with its own trial, at whose stop the scheduler
+    has `release` called. Its workers' places are free then, whether another trial comes or not.
+
+    Attributes:
+        loop: what every worker runs.
     """
+
+    loop: Loop = staticmethod(epochs)
 
     def start_engine(self, assignment: Assignment) -> Engine:
         """Start the trial's gang."""
         self.gang = Gang(
-            assignment, self.config["num_workers"], self.config["placement"], frozenset(self.config["avoid_nodes"])
+            assignment,
+            self.config["num_workers"],
+            self.config["placement"],
+            frozenset(self.config["avoid_nodes"]),
+            loop=self.loop,
         )
         return self.gang
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take on another trial in the same process.
+
+        Raises:
+            InterruptedTrial: if the gang of the one before has not ended: it does so with this process.
+        """
+        self.release()
+        if self.gang.runs:
+            raise InterruptedTrial("process_died", f"the gang of the trial before has not ended in {PATIENCE_S:g} s")
+        return super().reset_config(new_config)
 
     def holds(self) -> list[dict[str, Any]]:
         """What this process and the workers hold."""

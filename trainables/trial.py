@@ -213,7 +213,7 @@ class Engine(Protocol):
         """Compute one more epoch and return its result (see `epochs`)."""
 
     def stop(self) -> None:
-        """End the computation and give everything back; nothing runs any more when this returns."""
+        """End the computation and give everything back, if that is still to do; nothing runs when this returns."""
 
 
 class InProcess:
@@ -284,9 +284,13 @@ class Trial(tune.Trainable):
         if leaving := sorted(draining_nodes() & set(self.nodes())):
             raise InterruptedTrial("node_draining", "the machine is about to go (drain notice)", tuple(leaving))
 
+    def release(self) -> None:
+        """Give back what the trial holds beside this process, which may go on to the next one; twice is once."""
+        self.engine.stop()
+
     def cleanup(self) -> None:
         """Give back what the trial holds."""
-        self.engine.stop()
+        self.release()
 
 
 def resources_of(
