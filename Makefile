@@ -45,7 +45,7 @@ lint: .venv/for-developing
 	@$(VENV_PYTHON) -m mypy
 
 # One figure at a time, on a machine that does nothing else; a table of all of them at the end.
-SHORT_BENCHMARKS = store loading training_step trial_start gang_start search_scale report reuse packing growth regret
+SHORT_BENCHMARKS = store loading training_step trial_start gang_start search_scale report reuse packing growth few_trials regret
 LONG_BENCHMARKS = coverage sharding
 bench: .venv/for-developing
 	@rm -f $(SHORT_BENCHMARKS:%="$(BENCH_DIR)"/%.json)

@@ -139,6 +139,12 @@ class TableOfCurves:
             lambda epoch: Epoch(float(self._values[row, epoch - 1]), float(self._seconds[row, epoch - 1])),
         )
 
+    def best_of(self, configurations: Sequence[int]) -> tuple[float, float]:
+        """The best value of any epoch of these, trained one after another, and the seconds after which it is there."""
+        values, seconds = self._values[configurations].ravel(), self._seconds[configurations].ravel()
+        first = int(np.nanargmax(values))
+        return float(values[first]), float(seconds[: first + 1].sum())
+
     def _choices(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row's choices: of a key that it lacks, and of a choice that is null, the table has a missing value."""
         choices: dict[str, Any] = {}

@@ -218,6 +218,12 @@ def table(tmp_path_factory):
     return path
 
 
+def test_the_best_of_some_configurations_is_there_after_all_before_it_and_its_own_epochs_up_to_it(table):
+    curves = TableOfCurves(table, TABLED)
+    assert curves.best_of([2, 11, 5]) == (11.3, 3 * 3.0 + 3 * 12.0)
+    assert curves.best_of([5]) == (5.1, 6.0)  # it diverged
+
+
 def test_a_trial_trains_the_nearest_recorded_configuration_that_is_left(table):
     curves, taken = TableOfCurves(table, TABLED), set()
     asked = {"lr": 9e-4, "depth": 2, "name": None}
