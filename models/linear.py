@@ -35,11 +35,11 @@ class Linear(nn.Linear):
 
 
 def _worthwhile(values: Tensor, num_out: int) -> bool:
-    """Whether oneDNN is to be had and pays; autocast and exported programs keep the plain operation."""
+    """Whether oneDNN is to be had and pays; autocast, compiled and exported programs keep the plain operation."""
     return (
         values.device.type == "cpu"
         and values.dtype == torch.float32
-        and not torch.compiler.is_exporting()
+        and not torch.compiler.is_compiling()
         and values.numel() >= LEAST_VALUES
         and values.numel() * num_out >= WORTHWHILE
         and not torch.is_autocast_enabled("cpu")
