@@ -8,7 +8,7 @@ seeds), and ever.
 
     fifo    every trial is trained to its end
     asha    as it is shipped
-    gentle  the first rung at a quarter of the trial, and half of the trials go on
+    gentle  scheduler.reduction_factor=2: the first rung at a quarter of the trial, and half of the trials go on
     median  scheduler=median as it is shipped
 
 each with sampler=tpe, gp and random. An epoch takes as long on either side: what two trials at a time, of a core each,
@@ -31,8 +31,8 @@ from figures import Figure, parse_arguments, publish
 from numpy.typing import NDArray
 from regret import GP, RANDOM, TPE, curves_of, halving
 
-from search_spaces.schedulers import MedianStopping, NoStopping, Policy, SuccessiveHalving
-from search_spaces.schema import Sampler
+from search_spaces.schedulers import MedianStopping, NoStopping, Policy, SuccessiveHalving, spaced
+from search_spaces.schema import Sampler, first_rung
 from search_spaces.simulation import StudyInMemory, TableOfCurves, simulate
 
 NUM_TRIALS, NUM_WORKERS, NUM_SEEDS = 24, 2, 100
@@ -43,8 +43,7 @@ WITHIN = {"a_quarter": 0.25, "half": 0.5, "the_whole": 1.0, "any_time": np.inf}
 
 def gentle(num_epochs: int) -> Policy:
     """Half of the trials go on, from a quarter of their length on."""
-    first = max(1, num_epochs // 4)
-    return SuccessiveHalving(tuple(rung for rung in (first, 2 * first) if rung < num_epochs), 2)
+    return SuccessiveHalving(spaced(first_rung(num_epochs, 2), 2, num_epochs), 2)
 
 
 def median(num_epochs: int) -> Policy:

@@ -32,18 +32,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
-import ray.tune
 import trial_start
 from figures import Figure, parse_arguments, publish
 from ray import cloudpickle
-from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
-from ray.tune.integration.ray_train import TuneReportCallback
-from trial_start import last_epoch, our_seconds_per_trial, seconds_per_trial
+from trial_start import last_epoch, nested_trial, our_seconds_per_trial, seconds_per_trial
 
 from trainables.gang import GangTrial
 from trainables.trial import Assignment, Engine
@@ -52,25 +47,6 @@ from trainables.workers import Workers
 NUM_NESTED_TRIALS = 4
 NUM_GANGS = 8
 PARTS = ("actor", "mailbox", "placement_group", "workers", "process_group", "first_epoch", "end")
-
-
-def nested_trial(choices: dict[str, Any]) -> None:
-    """An empty trial that starts a Ray Train run of two workers."""
-    TorchTrainer(
-        nested_worker,
-        train_loop_config={"x": choices["x"]},
-        scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(
-            name=f"train-{ray.tune.get_context().get_trial_id()}",
-            storage_path=choices["storage"],
-            callbacks=[TuneReportCallback()],
-        ),
-    ).fit()
-
-
-def nested_worker(choices: dict[str, Any]) -> None:
-    """The loop of each worker of a nested trial."""
-    ray.train.report({"x": choices["x"]})
 
 
 class EmptyGangTrial(GangTrial):
@@ -137,7 +113,7 @@ def main() -> None:
     arguments = parse_arguments(__doc__)
     cloudpickle.register_pickle_by_value(trial_start)  # else workers would import it, and what drives a search with it
     # a nested trial takes three CPUs: Tune gives its driver one and Train its workers one each
-    nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS, cpus_per_trial=3, concurrent_trials=1)
+    nested = seconds_per_trial(nested_trial, NUM_NESTED_TRIALS, cpus_per_trial=3, concurrent_trials=1, num_workers=2)
     with tempfile.TemporaryDirectory() as folder:
         gang, events = our_seconds_per_trial(
             "cluster.workers_per_trial=2",

@@ -48,7 +48,7 @@ from lcbench import LcBench, LcBenchTask, folder
 from numpy.typing import NDArray
 
 from search_spaces.distributions import parse
-from search_spaces.schedulers import Decision, NoStopping, Policy, PromotingHalving, SuccessiveHalving
+from search_spaces.schedulers import Decision, NoStopping, Policy, PromotingHalving, SuccessiveHalving, spaced
 from search_spaces.schema import GpSampler, PlainSampler, Sampler, TpeSampler, first_rung
 from search_spaces.simulation import Books, Curves, Search, StudyInMemory, TableOfCurves, put_in_place, simulate
 
@@ -61,11 +61,6 @@ GRID = np.geomspace(0.02, 1.0, 80)
 AT = (0.1, 0.25, 0.5, 1.0)
 NOT_REACHED = 2.0
 NUM_RESAMPLES = 1000
-
-
-def rungs(first: int, num_epochs: int) -> tuple[int, ...]:
-    """Epochs first * 3 ** k before the last."""
-    return tuple(first * FACTOR**power for power in range(num_epochs) if first * FACTOR**power < num_epochs)
 
 
 # -------- the arms
@@ -88,12 +83,12 @@ def num_trials_of(curves: Curves) -> int:
 
 def halving(num_epochs: int) -> Policy:
     """ASHA as it is shipped."""
-    return SuccessiveHalving(rungs(first_rung(num_epochs, FACTOR), num_epochs), FACTOR)
+    return SuccessiveHalving(spaced(first_rung(num_epochs, FACTOR), FACTOR, num_epochs), FACTOR)
 
 
 def promoting(num_epochs: int) -> Policy:
     """The same rungs, with promotion."""
-    return PromotingHalving(rungs(first_rung(num_epochs, FACTOR), num_epochs), FACTOR)
+    return PromotingHalving(spaced(first_rung(num_epochs, FACTOR), FACTOR, num_epochs), FACTOR)
 
 
 class Stock:
@@ -144,7 +139,7 @@ ARMS: dict[str, Arm] = {
     "ours": of_ours(TPE, halving),
     "ours_gp": of_ours(GP, halving),
     "ours_promotion": of_ours(TPE, promoting),
-    "ours_grace_1": of_ours(TPE, lambda num_epochs: SuccessiveHalving(rungs(1, num_epochs), FACTOR)),
+    "ours_grace_1": of_ours(TPE, lambda num_epochs: SuccessiveHalving(spaced(1, FACTOR, num_epochs), FACTOR)),
     "stock": Stock,
     "stock_later": lambda curves, seed: Stock(curves, seed, grace_period=first_rung(curves.num_epochs, FACTOR)),
     "random_asha": of_ours(RANDOM, halving),

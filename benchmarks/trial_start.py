@@ -82,6 +82,7 @@ def seconds_per_trial(
     *,
     cpus_per_trial: int = 1,
     concurrent_trials: int = CONCURRENT_TRIALS,
+    num_workers: int = 1,
 ) -> float:
     """Wall seconds of a study over `trainable`, divided by its trials.
 
@@ -90,6 +91,7 @@ def seconds_per_trial(
         num_trials: how many.
         cpus_per_trial: what one of them takes, with all that it starts.
         concurrent_trials: how many at a time.
+        num_workers: of a trial that starts any.
 
     Raises:
         RuntimeError: if a trial failed, for then its seconds mean nothing.
@@ -100,7 +102,7 @@ def seconds_per_trial(
     ):
         tuner = ray.tune.Tuner(
             trainable,
-            param_space={"x": ray.tune.uniform(0.0, 1.0), "storage": storage},
+            param_space={"x": ray.tune.uniform(0.0, 1.0), "storage": storage, "num_workers": num_workers},
             tune_config=ray.tune.TuneConfig(
                 metric="x",
                 mode="max",
@@ -126,11 +128,11 @@ def fresh_actor_trial(choices: dict[str, Any]) -> None:
 
 
 def nested_trial(choices: dict[str, Any]) -> None:
-    """An empty trial that starts a Ray Train run of one worker."""
+    """An empty trial that starts a Ray Train run."""
     TorchTrainer(
         nested_worker,
         train_loop_config={"x": choices["x"]},
-        scaling_config=ray.train.ScalingConfig(num_workers=1),
+        scaling_config=ray.train.ScalingConfig(num_workers=choices["num_workers"]),
         run_config=ray.train.RunConfig(
             name=f"train-{ray.tune.get_context().get_trial_id()}",
             storage_path=choices["storage"],
@@ -140,7 +142,7 @@ def nested_trial(choices: dict[str, Any]) -> None:
 
 
 def nested_worker(choices: dict[str, Any]) -> None:
-    """The loop of a nested trial's only worker."""
+    """The loop of each worker of a nested trial."""
     ray.train.report({"x": choices["x"]})
 
 

@@ -7,6 +7,7 @@ order give the same decisions.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from abc import ABC, abstractmethod
@@ -213,13 +214,16 @@ def rungs_of(task: Task, *, grace_epochs: int, reduction_factor: int) -> tuple[i
     A freshly put-on head says little about its trial: such a rung moves one epoch on.
     """
     rungs = []
-    rung = grace_epochs
-    while rung < task.num_epochs:
+    for rung in spaced(grace_epochs, reduction_factor, task.num_epochs):
         moved = rung + 1 if rung in unsettled_epochs(task) else rung
         if moved < task.num_epochs and moved not in rungs:
             rungs.append(moved)
-        rung *= reduction_factor
     return tuple(rungs)
+
+
+def spaced(first: int, factor: int, num_epochs: int) -> tuple[int, ...]:
+    """Epochs first * factor ** k before the last."""
+    return tuple(itertools.takewhile(lambda rung: rung < num_epochs, (first * factor**k for k in itertools.count())))
 
 
 def exploit_epochs(task: Task, interval_epochs: int) -> frozenset[int]:

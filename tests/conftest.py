@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +118,14 @@ def put_checkpoint(tiny_run: Run, tiny_recordings: Recordings) -> Callable[..., 
         return folder
 
     return put
+
+
+@pytest.fixture(scope="module")
+def benchmark(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The one that test_benchmarks_NAME.py is about, imported as it is when it is run: from its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        yield importlib.import_module(request.module.__name__.rpartition("test_benchmarks_")[2])
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,8 @@
 """benchmarks/end_to_end.py without its minutes: when random finds its best, and when a search has reached a value."""
 
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("end_to_end")
 
 
 def test_random_finds_its_best_after_the_trials_that_came_before_it_and_its_own_epochs_up_to_it(benchmark):

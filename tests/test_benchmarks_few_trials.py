@@ -1,24 +1,13 @@
 """benchmarks/few_trials.py in miniature: what is to be found, and in how much time."""
 
-import importlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 EPOCHS = 9
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("few_trials")
 
 
 @pytest.fixture(scope="module")

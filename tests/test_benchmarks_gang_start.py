@@ -1,21 +1,7 @@
 """benchmarks/gang_start.py without Ray: what its gangs run, and how their parts are told apart."""
 
-import importlib
 import json
-from pathlib import Path
 from types import SimpleNamespace
-
-import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("gang_start")
 
 
 def test_every_worker_has_one_result_and_the_weights_of_its_epoch(benchmark, tmp_path):

@@ -1,21 +1,7 @@
 """benchmarks/growth.py: the study that samplers are asked in, and the windows that are compared."""
 
 import functools
-import importlib
-from pathlib import Path
 from types import SimpleNamespace
-
-import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("growth")
 
 
 def test_samplers_are_asked_in_a_study_of_completed_and_of_stopped_trials(benchmark):

@@ -1,23 +1,10 @@
 """benchmarks/loading.py in miniature: both sides do the same work, and what waits is what is counted."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from data.loaders import TrainBatches, Window
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("loading")
 
 
 def test_a_miniature_gives_every_figure(benchmark, tmp_path, monkeypatch):

@@ -1,23 +1,11 @@
 """benchmarks/pretraining_gain.py in miniature: one row a method, whose gain is the difference of what it compares."""
 
 import argparse
-import importlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search_spaces.compose import FOLDER
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("pretraining_gain")
 
 
 def arguments(folder, **changes):

@@ -1,24 +1,11 @@
 """benchmarks/record_curves.py without its hours: what is drawn, what one curve holds, and the table of all."""
 
-import importlib
 import json
 import math
-from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from search_spaces.distributions import default_of, parse
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("record_curves")
 
 
 def test_a_configuration_follows_from_its_number_and_the_first_is_the_default(benchmark, tmp_path):

@@ -1,8 +1,5 @@
 """benchmarks/regret.py: what its figures mean, and that stock is called as Ray Tune calls it."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import optuna
 import pytest
@@ -11,16 +8,6 @@ from search_spaces.distributions import parse
 from search_spaces.schedulers import make_policy
 from search_spaces.schema import checked
 from search_spaces.simulation import Synthetic, simulate
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("regret")
 
 
 @pytest.fixture(scope="module")

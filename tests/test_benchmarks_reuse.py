@@ -1,12 +1,9 @@
 """benchmarks/reuse.py in miniature: every figure is there, and seconds of trials that differ are no figure."""
 
-import importlib
 import itertools
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = (
     "data.leads=[II,V2]",
     "data.window_s=3.0",
@@ -15,14 +12,6 @@ TINY = (
     "task.pretrain.batch_size=16",
     "task.finetune.batch_size=16",
 )
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("reuse")
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,7 @@
 """benchmarks/search_scale.py without Ray: a short trial is a trial like any other, and both sides do the same work."""
 
-import importlib
-from pathlib import Path
-
-import pytest
-
 from search_spaces.distributions import parse
 from trainables.trial import Assignment
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("search_scale")
 
 
 def test_a_search_of_short_trials_ends_with_some_complete_and_some_stopped(benchmark, tmp_path):

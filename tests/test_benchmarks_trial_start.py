@@ -1,22 +1,8 @@
 """benchmarks/trial_start.py without Ray: a study of ours with empty trials is a study like any other."""
 
-import importlib
-from pathlib import Path
-
 import pandas as pd
-import pytest
 
 from trainables.trial import Assignment
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The benchmark, imported as it is when it is run: from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield importlib.import_module("trial_start")
 
 
 def test_the_study_timed_is_the_main_search_as_shipped_but_two_trials_at_a_time(benchmark, tmp_path):
