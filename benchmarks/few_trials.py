@@ -1,10 +1,9 @@
 """Does a search of 24 trials find what 24 full trainings at random find? Simulated on recorded curves.
 
-Of every table in benchmarks/curves/ that holds some hundred configurations (record_curves.py): 24 of them, drawn anew
-for each seed, are what random search trains, one after another, and the best value of any of their epochs is what is to
-be found. A search has 24 trials of the same table too, two at a time. Its share is that of the seeds for which it has
-found as good a value in a quarter, half and the whole of the time in which random search finds its own (the median over
-seeds), and ever.
+Of every table that regret.py takes, which holds some hundred recorded curves: 24 of them, drawn anew for each seed,
+are what random search trains, one after another, and the best value of any of their epochs is what is to be found. A
+search has 24 trials of the same table too, two at a time. Its share is that of the seeds for which it has found as good a
+value in a quarter, half and the whole of the time in which random search finds its own (the median over seeds), and ever.
 
     fifo    every trial is trained to its end
     asha    as it is shipped
@@ -29,14 +28,13 @@ import numpy as np
 import optuna
 from figures import Figure, parse_arguments, publish
 from numpy.typing import NDArray
-from regret import GP, RANDOM, TPE, curves_of, halving
+from regret import GP, RANDOM, TPE, curves_of, halving, tables
 
 from search_spaces.schedulers import MedianStopping, NoStopping, Policy, SuccessiveHalving, spaced
 from search_spaces.schema import Sampler, first_rung
 from search_spaces.simulation import StudyInMemory, TableOfCurves, simulate
 
 NUM_TRIALS, NUM_WORKERS, NUM_SEEDS = 24, 2, 100
-LEAST_CONFIGURATIONS = 5 * NUM_TRIALS
 START_SECONDS = 0.2
 WITHIN = {"a_quarter": 0.25, "half": 0.5, "the_whole": 1.0, "any_time": np.inf}
 
@@ -96,9 +94,7 @@ def main() -> None:
     """Simulate all searches and publish what they found."""
     assert __doc__ is not None
     arguments = parse_arguments(__doc__)
-    tables = [str(path) for path in sorted((Path(__file__).parent / "curves").glob("*.parquet"))]
-    large = [table for table in tables if len(curves_of(table).choices) >= LEAST_CONFIGURATIONS]  # type: ignore[attr-defined]
-    publish([figure for table in large for figure in figures_of(table, NUM_SEEDS)], arguments.json)
+    publish([figure for table in tables() for figure in figures_of(table, NUM_SEEDS)], arguments.json)
 
 
 if __name__ == "__main__":

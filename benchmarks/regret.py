@@ -14,9 +14,9 @@ random configurations take.
     random_asha     ours with random points
     random          random points, each trained to its end
 
-Tasks are those of YAHPO's surrogate of LCBench (lcbench.py) where it is there, and every table of recorded curves in
-benchmarks/curves/ (record_curves.py). Interquartile
-means over tasks and seeds with 95 % intervals of a bootstrap over seeds; 30 seeds.
+Tasks are those of YAHPO's surrogate of LCBench (lcbench.py) where it is there, and the tables of benchmarks/curves/
+that hold some hundred recorded curves (record_curves.py). Interquartile means over tasks and seeds with 95 % intervals
+of a bootstrap over seeds; 30 seeds.
 
 Target: of the device-hours after which stock has its final regret, ours has that regret after at most half, on the
 median of the tasks (`share_of_stock_hours`; a task on which it is not reached within the budget counts as 2).
@@ -61,6 +61,7 @@ GRID = np.geomspace(0.02, 1.0, 80)
 AT = (0.1, 0.25, 0.5, 1.0)
 NOT_REACHED = 2.0
 NUM_RESAMPLES = 1000
+LEAST_CONFIGURATIONS = 120
 
 
 # -------- the arms
@@ -216,10 +217,15 @@ def curves_of(task: str) -> Curves:
 def tasks_of(*, long: bool) -> list[str]:
     """What there is to simulate on."""
     path = folder()
-    tables = [str(table) for table in sorted((Path(__file__).parent / "curves").glob("*.parquet"))]
     if path is None:
-        return tables
-    return (LcBench(path).tasks if long else list(SHORT_TASKS)) + tables
+        return tables()
+    return (LcBench(path).tasks if long else list(SHORT_TASKS)) + tables()
+
+
+def tables() -> list[str]:
+    """Tables of recorded curves that a search does not use up."""
+    paths = map(str, sorted((Path(__file__).parent / "curves").glob("*.parquet")))
+    return [path for path in paths if num_trials_of(curves_of(path)) >= LEAST_CONFIGURATIONS]
 
 
 def sample_of(curves: Curves, num: int) -> tuple[float, NDArray[np.float64]]:

@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from scipy.integrate import quad
 from scipy.optimize import check_grad
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from search_spaces.gaussian import MAX_TRIALS, GaussianSampler, Process, _drawn, _near, _weighed
 from search_spaces.history import END, History, PausingStudy
@@ -172,3 +173,16 @@ def test_a_paused_trial_teaches_as_a_stopped_one_does():
     )
     assert END not in history.at
     assert history.running == set()
+
+
+def test_a_proposal_takes_one_thread_of_the_libraries_and_gives_the_others_back(monkeypatch):
+    def threads():
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    seen = []
+    monkeypatch.setattr(GaussianSampler, "_proposed", lambda *given: seen.append(threads()))
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        GaussianSampler(num_startup_trials=1, seed=0)._propose(History(), 0, {})
+        assert threads() == before
+    assert seen == [[1] * len(before)]
