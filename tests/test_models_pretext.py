@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from models.classifier import Classifier
 from search_spaces.compose import FOLDER, compose_choices
 from search_spaces.fitting import encoders_that_give
 from search_spaces.schema import checked
+from tests.gang_of_two import run_by_two
 from trainables.components import MisfitError, build_encoder, build_pretext_on, check_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -287,13 +287,10 @@ def two_steps(run, workers=(0, 1)):
     return step_of(task, ecg_like(task, 7), workers)
 
 
-def work(rank, rendezvous, runs, folder):
+def work(rank, runs, folder):
     """One of two processes: every task in turn."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     found = {name: two_steps(run, (rank, 2)) for name, run in runs.items()}
     torch.save(found, folder / f"worker_{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +298,7 @@ def pair(tmp_path_factory):
     """What each of two processes found of every task."""
     folder = tmp_path_factory.mktemp("gloo")
     runs = {name: run_of(f"model={name}") for name in MODELS}
-    torch.multiprocessing.spawn(work, (str(folder / "rendezvous"), runs, folder), nprocs=2)
+    run_by_two(work, runs, folder)
     return [torch.load(folder / f"worker_{rank}.pt", weights_only=True) for rank in range(2)]
 
 

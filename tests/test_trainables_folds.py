@@ -4,11 +4,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from data.record import DataError
 from models.ensemble import Ensemble, name_of_member
+from tests.gang_of_two import run_by_two
 from trainables import folds as folds_module
 from trainables.checkpoint import DESCRIPTION, check_encoder, check_unseen, describe, keep_run, load, read_description
 from trainables.collapse import CollapsedError
@@ -256,23 +255,20 @@ PLAIN = ["task.pretrain.optimizer.name=sgd", "task.finetune.optimizer.name=sgd",
 PLAIN += ["task.pretrain.lr=0.1", "task.finetune.lr=0.1", "task.pretrain.num_epochs=1", "task.finetune.num_epochs=1"]
 
 
-def work(rank, rendezvous, run, store, folder):
+def work(rank, run, store, folder):
     """What each of two processes runs: the folds with whole models, then with shares of them."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     for sharding in ("none", "full"):
         state = new_state(run, "val/auroc", True, writes=rank == 0)
         workers = Workers(rank, 2, torch.device("cpu"), sharding)
         for _ in train_unit(run, state, open_recordings(run, store), workers):
             state.save(folder / sharding)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def shared_out(compose_run, tiny_store, tmp_path_factory):
     """A run on two folds, and where two workers have saved what they made of it."""
     run, folder = compose_run("task.folds=2", *PLAIN), tmp_path_factory.mktemp("gang")
-    torch.multiprocessing.spawn(work, (folder / "rendezvous", run, tiny_store.path, folder), nprocs=2)
+    run_by_two(work, run, tiny_store.path, folder)
     return run, folder
 
 

@@ -1,18 +1,16 @@
 """Two processes over gloo that share a model's weights out, against one that holds them all."""
 
-import contextlib
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from safetensors.torch import load_file
 from torch import nn
 
 import search_spaces
 from models.unit import Unit
+from tests.gang_of_two import run_by_two
 from trainables import components
 from trainables.components import build_encoder
 from trainables.loops import train
@@ -120,23 +118,19 @@ def refused(workers, stage):
     return str(caught.value), model._calls
 
 
-def work(rank, rendezvous, runs, store, folder):
+def work(rank, runs, store, folder):
     """One of two processes: every case in turn."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    with contextlib.ExitStack() as stack:
-        stack.callback(dist.destroy_process_group)
-        workers = Workers.of_this_process(sharding="full")
-        runs = {name: Run.model_validate_json(run) for name, run in runs.items()}
-        found = {name: found_in(entered(runs[name], store, workers)) for name in CASES}
-        for epochs in (1, 3):  # in pre-training, and in fine-tuning
-            state = entered(runs["shipped"], store, workers, folder / f"begun_by_two_{epochs}", epochs=epochs)
-            found[f"bytes_{epochs}"] = bytes_of(state)
-            found[f"continued_{epochs}"] = found_in(
-                entered(runs["shipped"], store, workers, folder / f"begun_by_one_{epochs}")
-            )
-        found["refused"] = refused(workers, runs["joint"].task.pretrain)
-        torch.save(found, folder / f"worker_{rank}.pt")
+    workers = Workers.of_this_process(sharding="full")
+    runs = {name: Run.model_validate_json(run) for name, run in runs.items()}
+    found = {name: found_in(entered(runs[name], store, workers)) for name in CASES}
+    for epochs in (1, 3):  # in pre-training, and in fine-tuning
+        state = entered(runs["shipped"], store, workers, folder / f"begun_by_two_{epochs}", epochs=epochs)
+        found[f"bytes_{epochs}"] = bytes_of(state)
+        found[f"continued_{epochs}"] = found_in(
+            entered(runs["shipped"], store, workers, folder / f"begun_by_one_{epochs}")
+        )
+    found["refused"] = refused(workers, runs["joint"].task.pretrain)
+    torch.save(found, folder / f"worker_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +146,7 @@ def folder(runs, tiny_store, tmp_path_factory):
         entered(runs["shipped"], tiny_store.path, Workers(), folder / f"begun_by_one_{epochs}", epochs=epochs)
         shutil.copytree(folder / f"begun_by_one_{epochs}", folder / f"left_by_one_{epochs}")
     as_json = {name: run.model_dump_json(by_alias=True) for name, run in runs.items()}
-    arguments = (str(folder / "rendezvous"), as_json, tiny_store.path, folder)
-    torch.multiprocessing.spawn(work, arguments, nprocs=2)
+    run_by_two(work, as_json, tiny_store.path, folder)
     return folder
 
 

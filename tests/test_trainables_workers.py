@@ -1,15 +1,13 @@
 """Two processes over gloo, without Ray, against one: a run's numbers do not depend on who computes them."""
 
-import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from models.pretext import PretextTask
+from tests.gang_of_two import run_by_two
 from trainables.collapse import spread
 from trainables.loops import train
 from trainables.metrics import compute
@@ -87,23 +85,19 @@ def refused(run, store, workers):
     return str(caught.value)
 
 
-def work(rank, rendezvous, runs, store, folder):
+def work(rank, runs, store, folder):
     """One of two processes: every case in turn."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    with contextlib.ExitStack() as stack:
-        stack.callback(dist.destroy_process_group)
-        workers = Workers.of_this_process()
-        assert (workers.rank, workers.world_size, workers.device.type) == (rank, 2, "cpu")
-        found = {name: trained(Run.model_validate_json(run), store, workers) for name, run in runs.items()}
-        telling = Telling.of_this_process()
-        assert trained(Run.model_validate_json(runs["joint"]), store, telling)["metrics"] == found["joint"]["metrics"]
-        found["brought"] = telling.brought
-        found["told"] = [workers.told_by_first(value) for value in (rank == 0, rank == 1)]
-        found["joined"] = workers.joined(np.arange(rank, 3 * rank + 2))
-        found["total"] = workers.total(torch.tensor([1.0, float(rank)]))
-        found["refused"] = refused(Run.model_validate_json(runs["joint"]), store, workers)
-        torch.save(found, folder / f"worker_{rank}.pt")
+    workers = Workers.of_this_process()
+    assert (workers.rank, workers.world_size, workers.device.type) == (rank, 2, "cpu")
+    found = {name: trained(Run.model_validate_json(run), store, workers) for name, run in runs.items()}
+    telling = Telling.of_this_process()
+    assert trained(Run.model_validate_json(runs["joint"]), store, telling)["metrics"] == found["joint"]["metrics"]
+    found["brought"] = telling.brought
+    found["told"] = [workers.told_by_first(value) for value in (rank == 0, rank == 1)]
+    found["joined"] = workers.joined(np.arange(rank, 3 * rank + 2))
+    found["total"] = workers.total(torch.tensor([1.0, float(rank)]))
+    found["refused"] = refused(Run.model_validate_json(runs["joint"]), store, workers)
+    torch.save(found, folder / f"worker_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +110,7 @@ def pair(runs, tiny_store, tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("gloo")
     as_json = {name: run.model_dump_json(by_alias=True) for name, run in runs.items()}
-    arguments = (str(folder / "rendezvous"), as_json, tiny_store.path, folder)
-    torch.multiprocessing.spawn(work, arguments, nprocs=2)
+    run_by_two(work, as_json, tiny_store.path, folder)
     return [torch.load(folder / f"worker_{rank}.pt", weights_only=False) for rank in range(2)]
 
 
