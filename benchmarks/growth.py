@@ -4,8 +4,8 @@ ray       the driver's processor time and memory a trial, on Ray: a search of 3,
           (search_scale.py), with random points and ASHA; of the 500 trials after the 100th, and of the last 500.
 books     the same of a simulated search, in which nothing but the books takes any time: of the 500 trials before the
           1,000th, and of those before the 10,000th.
-asking    what it takes to ask for one trial after 100, 1,000 and 10,000: of our samplers whose model grows with the
-          study, and of Optuna's own TPESampler.
+asking    what it takes to ask for one trial after 100, 1,000, 2,000 and 10,000: of our samplers whose model grows with
+          the study, and of Optuna's own TPESampler.
 
 Target of all: the last figure is at most 1.5 times the one before it.
 
@@ -42,6 +42,8 @@ NUM_EPOCHS = 27
 WINDOW = 500
 """Trials over which a cost is averaged."""
 NUM_ASKED = 20
+NUM_WEIGHED = 2000
+"""After so many trials each sampler weighs as many as it ever will: the Gaussian process 150 of those completed."""
 TARGET = 1.5
 CURVES = Synthetic(SPACE, NUM_EPOCHS, lambda choices, epoch: -abs(choices["momentum"] - 0.7) - 1 / epoch)
 
@@ -157,8 +159,8 @@ def asking_ms(study: optuna.Study, sampler_of: Callable[[int], BaseSampler]) -> 
 
 def samplers() -> Iterable[Figure]:
     """What asking costs after so many trials: ours, and TPE beside Optuna's."""
-    at_1000: dict[str, float] = {}
-    for num_trials in (100, 1000, NUM_TRIALS):
+    former: dict[str, float] = {}
+    for num_trials in (100, 1000, NUM_WEIGHED, NUM_TRIALS):
         study = filled(num_trials)
         theirs = asking_ms(study, lambda number: optuna.samplers.TPESampler(seed=number))
         for settings, baseline in (
@@ -166,9 +168,8 @@ def samplers() -> Iterable[Figure]:
             (GpSampler(name="gp", num_startup_trials=5), None),
         ):
             mine = asking_ms(study, functools.partial(ours, settings))
-            limit = TARGET * at_1000[settings.name] if num_trials == NUM_TRIALS else None
-            if num_trials == 1000:
-                at_1000[settings.name] = mine
+            limit = TARGET * former[settings.name] if num_trials == NUM_TRIALS else None
+            former[settings.name] = mine
             ratio = None if baseline is None else baseline / mine
             name, bound = f"asking_{settings.name}_after_{num_trials}", None if limit is None else "at most"
             yield Figure(name, mine, "ms", baseline, ratio, target=limit, bound=bound)

@@ -5,8 +5,8 @@ the task, as a share of what a median configuration misses. Device-hours are wor
 own time passes on the simulated clock, in which a worker waits. A task's budget is what so many full trainings of
 random configurations take.
 
-    ours            sampler=tpe and scheduler=asha as they are shipped
-    ours_gp         the same with sampler=gp
+    ours            sampler=gp and scheduler=asha as they are shipped
+    ours_tpe        the same with sampler=tpe
     ours_promotion  ours with scheduler=asha_promotion
     ours_grace_1    ours with the first rung at epoch 1
     stock           ray.tune's OptunaSearch and ASHAScheduler themselves, with their defaults
@@ -55,7 +55,7 @@ from search_spaces.simulation import Books, Curves, Search, StudyInMemory, Table
 NUM_SEEDS = 30
 SHORT_TASKS = ("126029", "167168", "189354", "189905", "189909")
 START_SECONDS = 1.0
-FACTOR = 3
+FACTOR = 2
 GRID = np.geomspace(0.02, 1.0, 80)
 """Shares of the budget at which regret is looked at."""
 AT = (0.1, 0.25, 0.5, 1.0)
@@ -137,10 +137,10 @@ class Stock:
 TPE, GP = TpeSampler(name="tpe", num_startup_trials=5), GpSampler(name="gp", num_startup_trials=5)
 RANDOM = PlainSampler(name="random")
 ARMS: dict[str, Arm] = {
-    "ours": of_ours(TPE, halving),
-    "ours_gp": of_ours(GP, halving),
-    "ours_promotion": of_ours(TPE, promoting),
-    "ours_grace_1": of_ours(TPE, lambda num_epochs: SuccessiveHalving(spaced(1, FACTOR, num_epochs), FACTOR)),
+    "ours": of_ours(GP, halving),
+    "ours_tpe": of_ours(TPE, halving),
+    "ours_promotion": of_ours(GP, promoting),
+    "ours_grace_1": of_ours(GP, lambda num_epochs: SuccessiveHalving(spaced(1, FACTOR, num_epochs), FACTOR)),
     "stock": Stock,
     "stock_later": lambda curves, seed: Stock(curves, seed, grace_period=first_rung(curves.num_epochs, FACTOR)),
     "random_asha": of_ours(RANDOM, halving),

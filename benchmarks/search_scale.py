@@ -47,7 +47,9 @@ SPACE = {
     "layer_decay": optuna.distributions.FloatDistribution(0.5, 1.0),
 }
 TYPED = (
+    "sampler=tpe",
     "scheduler=asha",
+    "scheduler.grace_epochs=1",
     "scheduler.reduction_factor=3",
     "task.pretrain.num_epochs=2",
     "task.finetune.num_epochs=2",

@@ -65,14 +65,14 @@ class Search(Settings):
 
 
 class TpeSampler(Settings):
-    """Optuna's tree-structured Parzen estimator."""
+    """A tree-structured Parzen estimator (parzen.py)."""
 
     name: Literal["tpe"]
     num_startup_trials: int = Field(ge=0)
 
 
 class GpSampler(Settings):
-    """Gaussian process."""
+    """A Gaussian process (gaussian.py)."""
 
     name: Literal["gp"]
     num_startup_trials: int = Field(ge=1)
@@ -430,7 +430,7 @@ def checked(tree: Mapping[str, Any]) -> Launch:
 
 
 def first_rung(num_epochs: int, reduction_factor: int) -> int:
-    """Where halving first decides unless it is told: a ninth of the trial where the best third of a rung goes on.
+    """Where halving first decides unless it is told: a quarter of the trial where the best half of a rung goes on.
 
     So a trial passes two rungs. One that decides earlier decides by chance (docs/choosing_a_scheduler.md).
     """

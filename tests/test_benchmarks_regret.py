@@ -25,7 +25,7 @@ def test_every_arm_searches_and_stock_tells_optuna_that_stopped_trials_are_compl
         search = simulate(books, curves, num_workers=4, max_seconds=400)
         epochs = {trial.epoch for trial in search.trials.values()}
         assert 32 in epochs
-        assert name == "random" or min(epochs) <= 4
+        assert name == "random" or min(epochs) <= 8
         if name == "stock":
             trials = books._searcher._ot_study.trials
             stopped = [trial for trial in trials if trial.state.is_finished() and max(trial.intermediate_values) < 32]
@@ -38,7 +38,7 @@ def test_ours_has_the_rungs_and_the_factor_that_are_shipped(benchmark, compose_r
     launch = checked(compose_choices(["search=stmem_ptbxl_pretrain"]).tree)
     shipped = make_policy(launch.scheduler, launch.task)
     assert shipped.reduction_factor == benchmark.FACTOR
-    assert launch.sampler == benchmark.TPE
+    assert launch.sampler == benchmark.GP
     assert shipped.rungs == benchmark.halving(launch.task.num_epochs).rungs
     assert shipped.rungs[0] > 1
 

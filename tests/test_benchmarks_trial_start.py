@@ -9,7 +9,7 @@ def test_the_study_timed_is_the_main_search_as_shipped_but_two_trials_at_a_time(
     launch = benchmark.our_launch(tmp_path)
     assert launch.search.num_trials == 50
     assert launch.cluster.max_concurrent_trials == 2
-    assert launch.sampler.name == "tpe"
+    assert launch.sampler.name == "gp"
     assert launch.scheduler.name == "asha"
     assert {"model.mask_ratio", "task.pretrain.lr", "task.finetune.lr", "task.finetune.layer_decay"} <= set(
         launch.space

@@ -260,8 +260,9 @@ def check_checkpoints(path, launch, ended, events):
 @pytest.mark.parametrize(
     "typed",
     [
+        (*ASHA, "sampler=gp"),
         (*ASHA, "sampler=tpe"),
-        (*PROMOTING, "sampler=tpe"),
+        (*PROMOTING, "sampler=gp"),
         (*PROMOTING, "search.direction=minimize", "sampler=random"),
         (*PLATEAU, "sampler=random"),
         ("scheduler=median", "scheduler.min_trials=1", "task.finetune.num_epochs=5", "sampler=random"),
@@ -497,7 +498,7 @@ def test_a_kill_at_any_step_leaves_every_trial_a_whole_state_or_none(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scheduler", "sampler"), [(ASHA, "tpe"), (ASHA, "cmaes"), (ASHA, "nsga2"), (PROMOTING, "tpe")]
+    ("scheduler", "sampler"), [(ASHA, "gp"), (ASHA, "tpe"), (ASHA, "cmaes"), (ASHA, "nsga2"), (PROMOTING, "gp")]
 )
 @pytest.mark.parametrize("at_a_time", [1, 3])
 def test_a_search_killed_at_any_step_ends_well(tmp_path, scheduler, sampler, at_a_time):

@@ -188,10 +188,10 @@ def test_who_is_stopped_or_waits_is_not_complete_and_a_promoted_one_may_be():
 @pytest.mark.parametrize("name", ["fifo", "asha", "asha_promotion", "median"])
 def test_plateaus_end_where_they_are_asked_to_and_in_a_joint_trial_only_while_it_fine_tunes(task, name):
     assert not isinstance(make_policy(launch_of(f"scheduler={name}").scheduler, task), EndingPlateaus)
-    lasts = ("task.pretrain.num_epochs=20", "task.finetune.num_epochs=20")  # rungs 2, 6 and 18
+    lasts = ("task.pretrain.num_epochs=20", "task.finetune.num_epochs=20")  # rungs 10 and 20
     launch = launch_of(f"scheduler={name}", "scheduler.plateau_epochs=2", *lasts)
     policy = make_policy(launch.scheduler, launch.task)
-    decisions_of = [policy.report(1, epoch, 0.5) for epoch in (7, 8, 9, 10, 21, 22, 23)]
+    decisions_of = [policy.report(1, epoch, 0.5) for epoch in (6, 7, 8, 9, 21, 22, 23)]
     assert decisions_of == ["go_on"] * 6 + ["complete"]
 
 
@@ -265,11 +265,11 @@ def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_t
 @pytest.mark.parametrize(
     ("typed", "rungs"),
     [
-        ((), (15, 45)),
-        (("scheduler.reduction_factor=2",), (33, 66)),
-        (("scheduler.grace_epochs=2",), (2, 6, 18, 54)),
+        ((), (33, 66)),
+        (("scheduler.reduction_factor=3",), (15, 45)),
+        (("scheduler.grace_epochs=5",), (5, 10, 20, 40, 80)),
     ],
-    ids=["unset", "halves", "given"],
+    ids=["unset", "thirds", "given"],
 )
 def test_the_first_rung_of_a_long_trial_leaves_room_for_one_more_unless_it_is_given(name, typed, rungs):
     launch = launch_of(f"scheduler={name}", "task.pretrain.num_epochs=100", "task.finetune.num_epochs=30", *typed)
@@ -278,7 +278,7 @@ def test_the_first_rung_of_a_long_trial_leaves_room_for_one_more_unless_it_is_gi
 
 
 def test_the_first_rung_of_a_short_trial_is_its_first_epoch():
-    launch = launch_of("scheduler=asha", "task.pretrain.num_epochs=3", "task.finetune.num_epochs=6")
+    launch = launch_of("scheduler=asha", "task.pretrain.num_epochs=1", "task.finetune.num_epochs=3")
     assert make_policy(launch.scheduler, launch.task).rungs[0] == 1
 
 

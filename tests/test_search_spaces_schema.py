@@ -39,9 +39,10 @@ def refusal(*arguments):
     return str(caught.value)
 
 
-def test_a_study_of_the_version_before_goes_on_as_todays_same_line():
+def test_a_study_of_the_version_before_goes_on_where_its_sampler_and_its_rungs_are_typed():
     frozen = yaml.safe_load((ROOT / "tests" / "golden" / "study_0_1_0.yaml").read_text())
-    assert checked(frozen).identity() == launch("data=synthetic", "scale=laptop").identity()
+    former = ("sampler=tpe", "scheduler.reduction_factor=3", "scheduler.grace_epochs=1")  # the defaults of then
+    assert checked(frozen).identity() == launch("data=synthetic", "scale=laptop", *former).identity()
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def auroc(choices, epoch):
 @pytest.mark.parametrize(
     "typed",
     [
-        ("scheduler=asha", "sampler=tpe"),
+        ("scheduler=asha", "sampler=gp"),
         ("scheduler=asha_promotion", "sampler=tpe"),
         ("scheduler=median", "sampler=random"),
     ],
