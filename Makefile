@@ -22,8 +22,8 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make bench     the short benchmarks, and a table of them; figures as JSON in BENCH_DIR ($(BENCH_DIR))"
 	@echo "           BENCH_DATA_ROOT=DIR measures the store on the PTB-XL in DIR instead of generated recordings"
-	@echo "make bench-full  those, and the long ones"
-	@echo "make chaos     faults injected into searches on several Ray nodes here: half an hour; a table of what they cost"
+	@echo "make bench-full  those, and the long ones: hours; with BENCH_DATA_ROOT=DIR also whole searches on PTB-XL"
+	@echo "make chaos     faults injected into searches on several Ray nodes here: a quarter of an hour; a table of what they cost"
 	@echo "make venv      .venv with every version pinned, for all of the above (PYTHON=... chooses the Python)"
 	@echo "make clean     remove caches and build products; .venv and runs stay"
 
@@ -47,6 +47,7 @@ lint: .venv/for-developing
 # One figure at a time, on a machine that does nothing else; a table of all of them at the end.
 SHORT_BENCHMARKS = store loading training_step trial_start gang_start search_scale report reuse packing growth few_trials regret
 LONG_BENCHMARKS = coverage sharding
+LONG_FIGURES = $(LONG_BENCHMARKS) regret_long $(if $(BENCH_DATA_ROOT),end_to_end)
 bench: .venv/for-developing
 	@rm -f $(SHORT_BENCHMARKS:%="$(BENCH_DIR)"/%.json)
 	@$(VENV_PYTHON) benchmarks/store.py $(if $(BENCH_DATA_ROOT),--data-root "$(BENCH_DATA_ROOT)") \
@@ -58,7 +59,10 @@ bench: .venv/for-developing
 bench-full: bench
 	@for name in $(LONG_BENCHMARKS); do \
 	  $(VENV_PYTHON) benchmarks/$$name.py --json "$(BENCH_DIR)/$$name.json" || exit; done
-	@$(VENV_PYTHON) benchmarks/table.py $(LONG_BENCHMARKS:%="$(BENCH_DIR)"/%.json)
+	@$(VENV_PYTHON) benchmarks/regret.py --long --json "$(BENCH_DIR)/regret_long.json"
+	@$(if $(BENCH_DATA_ROOT),$(VENV_PYTHON) benchmarks/end_to_end.py --data-root "$(BENCH_DATA_ROOT)" \
+	  --json "$(BENCH_DIR)/end_to_end.json")
+	@$(VENV_PYTHON) benchmarks/table.py $(LONG_FIGURES:%="$(BENCH_DIR)"/%.json)
 
 chaos: .venv/for-running
 	@$(VENV_PYTHON) benchmarks/chaos.py --json "$(BENCH_DIR)/chaos.json"

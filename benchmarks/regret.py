@@ -26,7 +26,7 @@ it loses is the surrogate's doing: `stock_later` has a share of its own (`share_
 
     python benchmarks/regret.py --json FILE [--long]
 
-The short form takes 5 tasks, 4 workers and a budget of 12 trainings; the long one all tasks, 4 and 16 workers and 30.
+4 workers have a budget of 12 trainings, 16 one of 30. The short form takes 5 tasks of LCBench, the long one all 34.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ from search_spaces.schema import GpSampler, PlainSampler, Sampler, TpeSampler, f
 from search_spaces.simulation import Books, Curves, Search, StudyInMemory, TableOfCurves, put_in_place, simulate
 
 NUM_SEEDS = 30
+TRAININGS = {4: 12, 16: 30}
+"""By the number of workers, the full trainings that a budget would pay for."""
 SHORT_TASKS = ("126029", "167168", "189354", "189905", "189909")
 START_SECONDS = 1.0
 FACTOR = 2
@@ -318,16 +320,15 @@ def figures_of(outcomes: Mapping[str, Outcome], num_workers: int) -> Iterable[Fi
 def main() -> None:
     """Simulate all searches and publish what they reached."""
     assert __doc__ is not None
-    arguments = parse_arguments(__doc__, ("--long", {"action": "store_true", "help": "all tasks, 4 and 16 workers"}))
+    arguments = parse_arguments(__doc__, ("--long", {"action": "store_true", "help": "all tasks of LCBench"}))
     tasks = tasks_of(long=arguments.long)
     if not tasks:
         raise SystemExit("set HEARTSWEEP_DATASETS to the folder that holds yahpo_lcbench/: nothing to simulate on")
-    workers, num_trainings = ((4, 16), 30) if arguments.long else ((4,), 12)
-    cases = [Case(task, num, num_trainings, NUM_SEEDS) for num in workers for task in tasks]
+    cases = [Case(task, num, num_trainings, NUM_SEEDS) for num, num_trainings in TRAININGS.items() for task in tasks]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         outcomes = list(pool.map(outcome_of, cases))
     figures: list[Figure] = []
-    for num in workers:
+    for num in TRAININGS:
         of_these = {case.task: found for case, found in zip(cases, outcomes, strict=True) if case.num_workers == num}
         figures += figures_of(of_these, num)
     publish(figures, arguments.json)
