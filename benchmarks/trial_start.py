@@ -226,14 +226,18 @@ def last_epoch(assignment: Assignment) -> dict[str, Any]:
 
 
 class Empty:
-    """The engine of a trial that computes nothing."""
+    """The engine of a trial that computes nothing.
+
+    Like every engine it writes nothing before its first epoch: here all other trials can have ended before a process
+    has started, and Tune then gives that process's trial to another one.
+    """
 
     def __init__(self, assignment: Assignment) -> None:
-        self._result = last_epoch(assignment)
+        self._assignment = assignment
 
     def next_epoch(self) -> dict[str, Any]:
         """The last epoch."""
-        return self._result
+        return last_epoch(self._assignment)
 
     def stop(self) -> None:
         """Nothing is held."""
