@@ -34,9 +34,9 @@ def cluster():
         ray.shutdown()
 
 
-def until(holds, tries=300):
+def until(holds):
     """Wait until the cluster has taken note of something."""
-    for _ in range(tries):
+    for _ in range(300):
         if holds():
             return True
         ray.wait([ray.remote(num_cpus=0)(lambda: None).remote()])  # the cluster's own pace, not a clock's
