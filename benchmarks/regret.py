@@ -84,9 +84,9 @@ def num_trials_of(curves: Curves) -> int:
     return len(curves.choices) if isinstance(curves, TableOfCurves) else 10**9
 
 
-def halving(num_epochs: int) -> Policy:
-    """ASHA as it is shipped."""
-    return SuccessiveHalving(spaced(first_rung(num_epochs, FACTOR), FACTOR, num_epochs), FACTOR)
+def halving(num_epochs: int, factor: int = FACTOR) -> Policy:
+    """ASHA as it is shipped, or with another reduction_factor."""
+    return SuccessiveHalving(spaced(first_rung(num_epochs, factor), factor, num_epochs), factor)
 
 
 def promoting(num_epochs: int) -> Policy:

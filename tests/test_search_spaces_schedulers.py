@@ -256,7 +256,9 @@ def test_a_task_of_one_stage_has_its_rungs_where_they_are_asked_for(task, num_pr
     assert rungs == tuple(2**power for power in range(6) if 2**power < single.num_epochs)
 
 
-def test_the_laptop_search_decides_after_the_first_epoch_and_at_the_end_of_pre_training(task):
+def test_the_laptop_search_decides_in_both_stages_and_never_in_the_first_epoch_of_fine_tuning(task):
+    shipped = launch_of("scale=laptop")
+    assert make_policy(shipped.scheduler, shipped.task).rungs == (2, 5)
     assert rungs_of(lasting(task, 3, 3), grace_epochs=1, reduction_factor=3) == (1, 3)
     assert rungs_of(lasting(task, 2, 3), grace_epochs=1, reduction_factor=3) == (1, 4)
 
